@@ -1,0 +1,15 @@
+"""DLRM (Naumov et al. 2019, arXiv 1906.00091): deep learning recommendation model and its hybrid parallelism."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recloom import hookimpl
+
+if TYPE_CHECKING:
+    from recloom.catalog import Catalog
+
+
+@hookimpl
+def register(catalog: Catalog) -> None:
+    """Register the model, its interactions, embeddings, strategy, benchmark and experiment."""
