@@ -115,15 +115,32 @@ class KeyedJaggedTensor:
         if self.one_hot:
             weights = None if self.weights is None else self.weights.view(count, -1)[:, start:end].reshape(-1)
             return KeyedJaggedTensor(self.keys, self.values.view(count, -1)[:, start:end], weights=weights)
-        lengths = self.lengths.view(count, -1)[:, start:end].reshape(-1)
-        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        begins = self.offsets[:-1].view(count, -1)[:, start:end].reshape(-1)
-        total = int(offsets[-1])
-        kept = torch.arange(total, device=lengths.device) + torch.repeat_interleave(
-            begins - offsets[:-1], lengths, output_size=total
+        firsts = torch.arange(count, device=self.values.device) * self.stride
+        cuts = zip(self.offsets[firsts + start].tolist(), self.offsets[firsts + end].tolist(), strict=True)
+        pieces = [slice(first, last) for first, last in cuts]
+        return KeyedJaggedTensor(
+            self.keys,
+            torch.cat([self.values[piece] for piece in pieces]),
+            lengths=self.lengths.view(count, -1)[:, start:end].reshape(-1),
+            weights=None if self.weights is None else torch.cat([self.weights[piece] for piece in pieces]),
         )
-        weights = None if self.weights is None else self.weights[kept]
-        return KeyedJaggedTensor(self.keys, self.values[kept], lengths, offsets, weights)
+
+    @staticmethod
+    def concat(parts: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
+        """Return the samples of `parts`, which have the same keys, one after the other."""
+        keys, count = parts[0].keys, len(parts[0].keys)
+        if all(part.one_hot and part.weights is None for part in parts):
+            return KeyedJaggedTensor(keys, torch.cat([part.values.view(count, -1) for part in parts], dim=1))
+        cuts = [part.offsets[torch.arange(count + 1) * part.stride].tolist() for part in parts]
+        pairs = list(zip(parts, cuts, strict=True))
+        pieces = [(part, slice(cut[k], cut[k + 1])) for k in range(count) for part, cut in pairs]
+        weighted = parts[0].weights is not None
+        return KeyedJaggedTensor(
+            keys,
+            torch.cat([part.values[piece] for part, piece in pieces]),
+            lengths=torch.cat([part.lengths.view(count, -1) for part in parts], dim=1).reshape(-1),
+            weights=torch.cat([part.weights[piece] for part, piece in pieces]) if weighted else None,  # type: ignore[index]
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> KeyedJaggedTensor:
         """Return a copy on `device`."""
@@ -230,6 +247,27 @@ class Batch:
             weights=None if self.weights is None else self.weights[part],
             timestamps=None if self.timestamps is None else self.timestamps[part],
             extras={name: tensor[part] for name, tensor in self.extras.items()},
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[Batch]) -> Batch:
+        """Return the samples of `parts`, which have the same columns, one after the other; not with sequences."""
+        if any(part.sequences for part in parts):
+            raise ValueError("concat() of batches with sequences")
+
+        def join(tensors: list[Tensor | None]) -> Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present) if present else None
+
+        first = parts[0]
+        return replace(
+            first,
+            dense_features=torch.cat([part.dense_features for part in parts]),
+            sparse_features=KeyedJaggedTensor.concat([part.sparse_features for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            weights=join([part.weights for part in parts]),
+            timestamps=join([part.timestamps for part in parts]),
+            extras={name: torch.cat([part.extras[name] for part in parts]) for name in first.extras},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

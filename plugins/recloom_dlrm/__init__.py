@@ -13,3 +13,8 @@ if TYPE_CHECKING:
 @hookimpl
 def register(catalog: Catalog) -> None:
     """Register the model, its interactions, embeddings, strategy, benchmark and experiment."""
+    catalog.models.add("DLRM", "recloom_dlrm.model:DLRM", summary="the paper's model")
+    interactions = catalog.interactions
+    interactions.add("DotInteraction", "recloom_dlrm.interactions:DotInteraction", summary="all pairs of vectors")
+    interactions.add("ConcatInteraction", "recloom_dlrm.interactions:ConcatInteraction", summary="side by side")
+    interactions.add("FMInteraction", "recloom_dlrm.interactions:FMInteraction", summary="bi-interaction pooling")

@@ -1,0 +1,1 @@
+"""The command line: `main` dispatches without importing torch; each command imports what it needs."""

@@ -1,0 +1,161 @@
+"""What the command line adds to a Trainer: progress, checkpoints, the report, predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+
+from recloom.report import write_run_report
+
+
+@dataclass
+class CheckpointConfig:
+    """When a fit writes checkpoints, into the run's `checkpoints` folder.
+
+    Args:
+        every_n_steps: Write last.ckpt every so many optimizer steps; it is what `--ckpt_path last` goes on from.
+        monitor: Metric that decides which checkpoint is best.ckpt; written after each validation.
+        mode: Whether the metric is best at its "min" or "max".
+    """
+
+    every_n_steps: int = 1000
+    monitor: str = "val_ne"
+    mode: str = "min"
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes last.ckpt: every so many steps, and when the fit ends."""
+
+    def __init__(self, directory: Path, every_n_steps: int) -> None:
+        super().__init__(
+            dirpath=directory,
+            filename="last",
+            save_top_k=1,
+            every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._saved_step = -1
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the final state, unless the fit was interrupted: then the last full step's file stays."""
+        super().on_train_end(trainer, pl_module)
+        if not trainer.interrupted:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes best.ckpt after each validation that improved the monitored metric."""
+
+    def __init__(self, directory: Path, monitor: str, mode: str) -> None:
+        super().__init__(
+            dirpath=directory,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            every_n_epochs=1,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+
+def checkpoint_callbacks(config: CheckpointConfig, run_dir: Path) -> list[Callback]:
+    """Return the callbacks that write last.ckpt and best.ckpt."""
+    directory = run_dir / "checkpoints"
+    return [LastCheckpoint(directory, config.every_n_steps), BestCheckpoint(directory, config.monitor, config.mode)]
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, refreshed every 20 batches: drawing it costs as much as a small batch."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return the metrics without the version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        rate = metrics.pop("samples_per_second", None)
+        if rate is not None:
+            metrics["samples/s"] = f"{float(str(rate)):,.0f}"
+        return metrics
+
+
+class RunReport(Callback):
+    """Prints the last validation's NE beside the best possible, and writes report.html and report.md.
+
+    Args:
+        run_dir: The run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print and write, on rank 0."""
+        if not trainer.is_global_zero:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if "val_ne" in values:
+            line = f"validation NE {values['val_ne']:.5f}  AUC {values.get('val_auc', float('nan')):.5f}"
+            if "val_oracle_ne" in values:
+                best = values["val_oracle_ne"]
+                line += f"  | best possible NE {best:.5f}: {100 * (values['val_ne'] / best - 1):.2f}% above it"
+            print(line)
+        print(f"report: {write_run_report(self.run_dir, trainer, pl_module)}")
+
+
+class PredictionWriter(Callback):
+    """Writes predictions.parquet, batch by batch, aside first and then renamed; a file a rank when there are several.
+
+    Args:
+        run_dir: The run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._writer: pq.ParquetWriter | None = None
+        self._target = Path()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Name this rank's file; predictions are streamed, not gathered in memory."""
+        suffix = "" if trainer.world_size == 1 else f"-{trainer.global_rank:05d}"
+        self._target = self.run_dir / f"predictions{suffix}.parquet"
+        trainer.predict_loop.return_predictions = False
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Append one batch: each output tensor is a column (B x T: T columns)."""
+        columns: dict[str, Any] = {}
+        for name, tensor in outputs.items():
+            values: torch.Tensor = tensor.detach().cpu()
+            if values.ndim == 1:
+                columns[name] = values.numpy()
+            else:
+                columns.update({f"{name}_{i}": values[:, i].numpy() for i in range(values.shape[1])})
+        table = pa.table(columns)
+        if self._writer is None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._part, table.schema)
+        self._writer.write_table(table)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._part.replace(self._target)
+            print(f"predictions: {self._target}")
+
+    @property
+    def _part(self) -> Path:
+        return self._target.with_name(self._target.name + ".part")

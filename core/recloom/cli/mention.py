@@ -1,0 +1,111 @@
+"""Import on mention: short class names resolve only for imported classes, so what a command names is imported first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recloom.catalog import Entry
+from recloom.errors import ComponentImportError, RecloomError, unknown
+from recloom.plugins import catalog
+
+_CLASS_KINDS = {"models", "datamodules", "embeddings", "interactions", "sequence_encoders", "kernels"}
+
+
+def load_mentioned(argv: list[str]) -> None:
+    """Import every registered component that `argv`, or a YAML file named in it, mentions; all of them for --help.
+
+    Raises:
+        ComponentImportError: A mentioned component cannot be imported.
+        RecloomError: A config file cannot be read.
+        UnknownNameError: A `class_path` without a dot that no registry has.
+    """
+    entries = [e for kind in _CLASS_KINDS for e in getattr(catalog(), kind)] + list(catalog().strategies)
+    if any(argument in ("-h", "--help") or argument.endswith(".help") for argument in argv):
+        for entry in entries:
+            _load_guarded(entry)
+        return
+    words: set[str] = set()
+    for argument in argv:
+        words.update(re.split(r"[=\s]", argument))
+    for path in config_files(argv):
+        document = read_yaml(path)
+        words.update(_strings(document))
+        _check_class_paths(document, path)
+    by_name: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.name, []).append(entry)
+    for word in words & by_name.keys():
+        for entry in by_name[word]:
+            component = entry.load()
+            if entry.kind == "strategy":
+                _register_strategy(entry, component)
+
+
+def config_files(argv: list[str]) -> list[Path]:
+    """Return the YAML files that `argv` names with --config, -c, or as the value of any option."""
+    found = []
+    for argument in argv:
+        value = argument.partition("=")[2] if argument.startswith("-") else argument
+        if value.endswith((".yaml", ".yml")):
+            found.append(Path(value))
+    return found
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the parsed YAML file at `path`; RecloomError names the file, line and column of what is wrong."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise RecloomError(f"{path}: there is no such config file", f"Beside it: {', '.join(near)}." if near else "") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise RecloomError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _check_class_paths(value: Any, path: Path, where: str = "") -> None:
+    """Refuse short names under model and data that no registry has, with the nearest of the same kind."""
+    if not isinstance(value, dict):
+        return
+    for part, kind in (("model", "models"), ("data", "datamodules")):
+        section = value.get(part)
+        name = section.get("class_path") if isinstance(section, dict) else section
+        registry = getattr(catalog(), kind)
+        if isinstance(name, str) and "." not in name and name not in registry:
+            error = unknown(registry.kind, name, [entry.name for entry in registry])
+            raise RecloomError(f"{path}: {part}: {error.message}", error.hint)
+
+
+def _load_guarded(entry: Entry) -> None:
+    """Load for --help: a component that cannot be imported is simply not offered there (`components` lists it)."""
+    try:
+        component = entry.load()
+    except ComponentImportError:
+        return
+    if entry.kind == "strategy":
+        _register_strategy(entry, component)
+
+
+def _register_strategy(entry: Entry, component: Any) -> None:
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    if entry.name not in StrategyRegistry:
+        StrategyRegistry.register(entry.name, component, description=entry.summary)

@@ -1,0 +1,79 @@
+"""jsonargparse's messages, told as one cause and one hint with the nearest names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from recloom.catalog import KINDS
+from recloom.errors import RecloomError, UnknownNameError, suggest
+from recloom.plugins import catalog
+
+_UNKNOWN = re.compile(
+    r"(?:unrecognized arguments?|Unrecognized arguments?): *(?P<argument>\S+)"
+    r"|(?:Option|Key|Nested key|Group) '(?P<option>[^']+)' (?:is not accepted|is not expected|does not accept)"
+    r"|Unexpected (?:key|argument)[^']*'(?P<key>[^']+)'"
+)
+_CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
+_NAME = re.compile(r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)")
+_VALUE = re.compile(r"Given value: (?P<value>.+)")
+_KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\"")
+
+
+def explain(message: str) -> RecloomError:
+    """Return one error for jsonargparse's `message`: the innermost cause, and the nearest names."""
+    keys = [match["key"] for match in _KEY.finditer(message)]
+    where = ".".join(dict.fromkeys(keys)) if keys else ""
+    classes = [match["path"] for match in _CLASS.finditer(message)]
+    unknown_options = list(_UNKNOWN.finditer(message))
+    if unknown_options:
+        last = unknown_options[-1]
+        name = (last["argument"] or last["option"] or last["key"]).lstrip("-").partition("=")[0]
+        return _unknown_option(name, classes[-1] if classes else "", where)
+    names = [match["name"] for match in _NAME.finditer(message) if match["name"]]
+    if names:
+        known = [e.name for e in catalog().entries() if e.kind not in ("command", "benchmark", "experiment", "raw format")]
+        return UnknownNameError(f"{where or 'config'}: there is no component named {names[-1]!r}", suggest(names[-1], known))
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    causes = [line for line in lines if not _is_frame(line)]
+    value = _VALUE.findall(message)
+    cause = causes[-1] if causes else lines[0] if lines else message
+    shown = f" (given: {value[0][:80]})" if value and value[0] not in cause else ""
+    prefix = f"{where}: " if where and where not in cause else ""
+    return RecloomError(f"{prefix}{cause}{shown}", "See the options with --help.")
+
+
+def _is_frame(line: str) -> bool:
+    starts = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>", "Parser key")
+    return line.startswith(starts) or line.startswith("Problem with given class_path") or line.startswith("usage:")
+
+
+def _unknown_option(name: str, class_path: str, where: str) -> RecloomError:
+    leaf = name.split(".")[-1] if not class_path else name.split(".")[0]
+    if class_path:
+        owner = class_path.rpartition(".")[2]
+        return UnknownNameError(
+            f"{where + ': ' if where else ''}{owner} has no option {leaf!r}", suggest(leaf, _parameters(class_path))
+        )
+    if leaf in KINDS:
+        return UnknownNameError(f"unknown option --{name}", f"List components with: recloom components {leaf}")
+    return UnknownNameError(f"{where + ': ' if where else ''}unknown option {name!r}", _nearest_option(name))
+
+
+def _nearest_option(name: str) -> str:
+    import lightning.pytorch as pl
+
+    top = ["config", "seed_everything", "model", "data", "trainer", "run_dir", "checkpoint", "ckpt_path"]
+    head, _, rest = name.partition(".")
+    if head == "trainer" and rest:
+        return suggest(rest, list(inspect.signature(pl.Trainer.__init__).parameters)[1:]).replace("'?", "' in trainer?")
+    return suggest(head, top)
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        target = getattr(__import__(module, fromlist=[name]), name)
+        return [p for p in inspect.signature(target).parameters if p not in ("self", "args", "kwargs")]
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []

@@ -1,0 +1,118 @@
+"""The folder of a run: where a new one goes, and which one `--ckpt_path last|best` means."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from recloom.cli.mention import config_files
+from recloom.errors import RecloomError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where a command works.
+
+    Args:
+        path: The run's folder.
+        checkpoint: The checkpoint to start from, if any.
+    """
+
+    path: Path
+    checkpoint: Path | None
+
+
+def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """Return `argv` without option `name`, and the option's value."""
+    rest: list[str] = []
+    value: str | None = None
+    items = iter(argv)
+    for item in items:
+        if item == name:
+            value = next(items, None)
+            if value is None:
+                raise RecloomError(f"{name} needs a value", f"Write {name} last, {name} best, or a file.")
+        elif item.startswith(name + "="):
+            value = item.partition("=")[2]
+        else:
+            rest.append(item)
+    return rest, value
+
+
+def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[str], model: str) -> Choice:
+    """Return the run's folder and the checkpoint.
+
+    A new fit gets a folder of its own: `run_dir`, or runs/NAME of the config file, numbered if it is taken. With
+    `--ckpt_path last` or `best`, and for other commands, it is the newest run of that name; with a checkpoint file
+    it is the run that the file lies in.
+    """
+    if ckpt_path is not None and ckpt_path not in ("last", "best"):
+        file = Path(ckpt_path)
+        if not file.exists():
+            raise RecloomError(f"{file}: there is no such checkpoint", "Give a file, or `last`, or `best`.")
+        inside = file.parent.name == "checkpoints"
+        return Choice(Path(run_dir) if run_dir else file.parent.parent if inside else file.parent, file)
+    base = Path(run_dir) if run_dir else Path("runs") / _stem(argv, model)
+    existing = [base] if run_dir else _numbered(base)
+    existing = [path for path in existing if (path / "config.yaml").exists()]
+    if command == "fit" and ckpt_path is None:
+        if run_dir and existing:
+            raise RecloomError(
+                f"{base} already holds a run", "Go on with it: --ckpt_path last. Or choose another --run_dir."
+            )
+        return Choice(base if not base.exists() or run_dir else _next(base), None)
+    if not existing:
+        raise RecloomError(f"{base}: there is no run here to take a checkpoint from", "Train first: recloom fit ...")
+    path = existing[-1]
+    wanted = ckpt_path or "best"
+    checkpoints = path / "checkpoints"
+    found = checkpoints / f"{wanted}.ckpt"
+    if not found.exists() and ckpt_path is None:
+        found = checkpoints / "last.ckpt"
+    if not found.exists():
+        raise RecloomError(
+            f"{found}: there is no such checkpoint", "The run ended before it wrote one; start it again without --ckpt_path."
+        )
+    return Choice(path, found)
+
+
+def save_config(path: Path, text: str) -> None:
+    """Write `text` as config.yaml in `path`, aside and then renamed; an earlier, different one is kept by number."""
+    path.mkdir(parents=True, exist_ok=True)
+    target = path / "config.yaml"
+    if target.exists():
+        if target.read_text() == text:
+            return
+        number = 1
+        while (path / f"config-{number}.yaml").exists():
+            number += 1
+        target.replace(path / f"config-{number}.yaml")
+    aside = path / "config.yaml.part"
+    aside.write_text(text)
+    aside.replace(target)
+
+
+def _stem(argv: list[str], model: str) -> str:
+    files = config_files(argv)
+    if not files:
+        return model.lower()
+    file = files[0]
+    if file.name == "config.yaml":  # a run's own config
+        return file.parent.name
+    return f"{file.parent.name}-{file.stem}" if file.parent.name not in ("", "configs") else file.stem
+
+
+def _numbered(base: Path) -> list[Path]:
+    """Return base, base-2, base-3, ... as far as they exist, in the order of their numbers."""
+    if not base.parent.is_dir():
+        return []
+    pattern = re.compile(re.escape(base.name) + r"(?:-(\d+))?")
+    found = [(int(match[1] or 1), path) for path in base.parent.iterdir() if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _next(base: Path) -> Path:
+    taken = _numbered(base)
+    last = taken[-1].name.removeprefix(base.name).lstrip("-") if taken else ""
+    return base.with_name(f"{base.name}-{int(last or 1) + 1}")

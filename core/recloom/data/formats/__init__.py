@@ -1,0 +1,1 @@
+"""Raw formats of logs: what `recloom prepare` can read."""

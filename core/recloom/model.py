@@ -1,0 +1,281 @@
+"""The LightningModule of ranking models, and the open slots that several models have in common."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from recloom import checkpoint, metrics
+from recloom.batch import Batch
+from recloom.features import FeatureSchema
+from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter
+from recloom.plugins import host
+
+
+class Interaction(nn.Module, ABC):
+    """Combines a sample's vectors into one: the slot `interaction` of a model.
+
+    Args:
+        num_vectors: Number of vectors a sample, F. Vector 0 is the dense arch's output where a model has one.
+        embedding_dim: Their width, D.
+    """
+
+    output_dim: int
+    """Width of the output; set by the subclass's constructor."""
+
+    def __init__(self, num_vectors: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_vectors = num_vectors
+        self.embedding_dim = embedding_dim
+
+    @abstractmethod
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map B x F x D to B x output_dim."""
+
+
+InteractionFactory = Callable[[int, int], Interaction]
+
+
+class RankingModule(LightningModule, ABC):
+    """A model that gives each sample a logit a task: loss, metrics, optimizer and hooks are here, `forward` is yours.
+
+    `forward(dense, values, offsets, weights)` takes tensors, so that it can be exported: B x (dense features), the
+    N key-major ids of a KeyedJaggedTensor, its F*B+1 bag offsets (None for one-hot data) and N value weights (or
+    None); it returns B logits, or B x T. A model that needs more of the batch overrides `logits`.
+
+    Logged: train_ne, train_auc, train_loss, samples_per_second over each `log_every_n_steps` batches; val_ and test_
+    ne, auc, logloss, calibration over all rows, gauc when the data have groups, oracle_ne when their true
+    probabilities are known.
+
+    Args:
+        schema: `FeatureSchema.to_dict()` of the data; the command line fills it in from the data module.
+        optimizer: Optimizers, learning rates and their policy.
+    """
+
+    def __init__(self, schema: dict[str, Any] | None = None, optimizer: OptimizerConfig | None = None) -> None:
+        super().__init__()
+        self.schema = FeatureSchema.from_dict(schema)
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self._configured = False
+        self._window: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._window_start = 0.0
+        self._updates = 0
+        self._listens = False
+        self._resumed_from: dict[str, Any] = {}
+        self.evaluation = nn.ModuleDict({stage: _EvaluationMetrics() for stage in ("val", "test")})
+        self.save_hyperparameters()
+
+    # What a model defines
+
+    @abstractmethod
+    def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Return B logits, or B x T for T tasks."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch: calls `forward` with its tensors."""
+        sparse = batch.sparse_features
+        return self(batch.dense_features, sparse.values, sparse.bag_offsets, sparse.weights)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy (weighted, where the batch has weights); fp32 under any precision."""
+        if batch.weights is None:
+            return F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
+        weights = batch.weights.view(-1, *[1] * (logits.ndim - 1)).expand_as(logits)
+        total = F.binary_cross_entropy_with_logits(logits.float(), batch.labels, weights, reduction="sum")
+        return total / weights.sum()
+
+    # Lightning's hooks
+
+    def configure_model(self) -> None:
+        """Let plugins wrap layers, once."""
+        if not self._configured:
+            self._configured = True
+            host().hook.configure_module(module=self)
+
+    def configure_optimizers(self) -> Any:
+        """Return one optimizer over dense and sparse groups, with the learning-rate policy if there is one."""
+        optimizer, policy = build_optimizer(self, self.optimizer_config)
+        if policy is None:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, policy)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of dense parameters only (`--trainer.gradient_clip_val`); a table's rows keep theirs."""
+        if not gradient_clip_val:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_([p for p in parameters if not is_row_parameter(p)], gradient_clip_val)
+        else:
+            clip_dense_norm(parameters, gradient_clip_val)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, then tell plugins."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._listens:
+            self._updates += 1
+            host().hook.on_parameters_updated(module=self, step=self._updates)
+
+    def on_fit_start(self) -> None:
+        """Count optimizer steps from where a checkpoint left them."""
+        self._updates = self.trainer.global_step
+        self._listens = bool(host().hook.on_parameters_updated.get_hookimpls())
+
+    def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
+        """Keep the random state, and hyper-parameters as primitives (checkpoints are read with weights_only)."""
+        checkpoint.add_extras(checkpoint_)
+
+    def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
+        """Remember the random state, for when training goes on."""
+        self._resumed_from = checkpoint_
+
+    # Steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss; logits and labels are kept for the window's metrics."""
+        logits = self.logits(batch)
+        self._window.append((logits.detach(), batch.labels, batch.weights))
+        return self.loss(logits, batch)
+
+    def on_train_start(self) -> None:
+        """Restore the random state of a resumed run, after everything that draws at start-up; start a window."""
+        if self._resumed_from:
+            checkpoint.restore_random_state(self._resumed_from)
+            self._resumed_from = {}
+        self._window, self._window_start = [], time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the metrics of the last `log_every_n_steps` batches, once they are full."""
+        if len(self._window) >= self.trainer.log_every_n_steps:
+            self._log_window()
+
+    def on_validation_start(self) -> None:
+        """Validation's time is not training's: close the window."""
+        if self.trainer.training and self._window:
+            self._window = []
+
+    def on_validation_end(self) -> None:
+        """Start a new window after validation."""
+        self._window, self._window_start = [], time.perf_counter()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation metrics."""
+        self._metrics("val").add(self.logits(batch), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test metrics."""
+        self._metrics("test").add(self.logits(batch), batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the probabilities, and the labels that the batch came with."""
+        return {"probability": torch.sigmoid(self.logits(batch).float()), "label": batch.labels}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_evaluation("test")
+
+    def reliability(self, stage: str) -> Tensor:
+        """Return the calibration curve of the last evaluation ("val" or "test"): bins x (prediction, label, rows)."""
+        return self._metrics(stage).curve
+
+    def _metrics(self, stage: str) -> _EvaluationMetrics:
+        found = self.evaluation[stage]
+        assert isinstance(found, _EvaluationMetrics)
+        return found
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = self._metrics(stage).finish()
+        shown = {"ne", "auc"}
+        for name, value in values.items():
+            self.log(f"{stage}_{name}", value.float(), prog_bar=name in shown, sync_dist=False)
+
+    def _log_window(self) -> None:
+        now = time.perf_counter()
+        logits = torch.cat([row[0] for row in self._window]).float()
+        labels = torch.cat([row[1] for row in self._window])
+        weights = None if self._window[0][2] is None else torch.cat([row[2] for row in self._window])  # type: ignore[misc]
+        if weights is not None:
+            weights = weights.view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)
+        total = torch.tensor(labels.numel(), dtype=torch.float64) if weights is None else weights.double().sum()
+        loss = metrics.log_loss_sum(logits, labels, weights) / total
+        mean = (labels.double() if weights is None else labels.double() * weights).sum() / total
+        flat = None if weights is None else weights.reshape(-1)
+        values = {
+            "train_loss": loss,
+            "train_ne": loss / metrics.entropy(mean),
+            "train_auc": metrics.auroc(logits.reshape(-1), labels.reshape(-1), flat),
+            "samples_per_second": torch.tensor(len(logits) / max(now - self._window_start, 1e-9)),
+        }
+        for name, value in values.items():
+            self.log(name, value.float(), prog_bar=name != "train_loss")
+        self._window, self._window_start = [], time.perf_counter()
+
+
+class _EvaluationMetrics(nn.Module):
+    """All metrics of one evaluation, fed from batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = nn.ModuleDict(
+            {
+                "ne": metrics.NormalizedEntropy(),
+                "auc": metrics.AUROC(),
+                "logloss": metrics.LogLoss(),
+                "calibration": metrics.Calibration(),
+            }
+        )
+        self.gauc = metrics.GroupedAUROC()
+        self.oracle_ne = metrics.NormalizedEntropy()
+        self.reliability = metrics.ReliabilityCurve()
+        self.curve = torch.empty(0, 3)
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Add a batch."""
+        weights = batch.weights
+        if weights is not None:
+            weights = weights.view(-1, *[1] * (batch.labels.ndim - 1)).expand_as(batch.labels)
+        logits = logits.float()
+        for metric in self.always.values():
+            metric.update(logits, batch.labels, weights)  # type: ignore[operator]
+        self.reliability.update(logits, batch.labels, weights)
+        if "group" in batch.extras and batch.labels.ndim == 1:
+            self.gauc.update(logits, batch.labels, batch.extras["group"])
+        if "probability" in batch.extras:
+            self.oracle_ne.update(torch.logit(batch.extras["probability"].double()), batch.labels, weights)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Return the values by name, and start anew."""
+        values = {name: metric.compute() for name, metric in self.always.items()}  # type: ignore[operator]
+        for name in ("gauc", "oracle_ne"):
+            metric = getattr(self, name)
+            if metric.update_called:
+                values[name] = metric.compute()
+        self.curve = self.reliability.compute()
+        for module in self.modules():
+            if isinstance(module, metrics.Metric):
+                module.reset()
+        return values

@@ -1,0 +1,90 @@
+"""DLRM, the model of the paper (arXiv 1906.00091, section 2).
+
+    dense  -> dense_arch (bottom MLP) ----\\
+                                           inter_arch -> over_arch (top MLP) -> logit
+    sparse -> sparse_arch (embeddings) ---/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedEmbeddingBag
+from recloom.errors import RecloomError
+from recloom.features import FeatureSchema
+from recloom.model import Interaction, RankingModule
+from recloom.optim import OptimizerConfig
+from recloom_dlrm.interactions import DotInteraction
+from recloom_dlrm.layers import MLP
+
+EmbeddingFactory = Callable[[list[EmbeddingBagConfig]], EmbeddingBagCollection]
+
+
+class DLRM(RankingModule):
+    """Deep learning recommendation model: dense arch, embeddings, pairwise interaction, over arch.
+
+    Args:
+        schema: Feature schema of the data; filled in from the data module.
+        embedding_dim: Width of the embeddings, D, and of the dense arch's output.
+        dense_arch: Hidden widths of the bottom MLP; its last layer, of width D, is added to them.
+        over_arch: Hidden widths of the top MLP; its last layer, the logits, is added to them.
+        interaction: How the vectors are combined: DotInteraction (the paper's), ConcatInteraction, FMInteraction,
+            CrossNet, or any other Interaction.
+        embedding: Embedding tables: FusedEmbeddingBag, or any other EmbeddingBagCollection.
+        pooling: Pooling of bags: sum, mean, or weighted (a weighted sum; the data must have value weights).
+        optimizer: Optimizers and learning rates.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None = None,
+        embedding_dim: int = 16,
+        dense_arch: Sequence[int] = (512, 256, 64),
+        over_arch: Sequence[int] = (512, 256),
+        interaction: Callable[[int, int], Interaction] = DotInteraction,
+        embedding: EmbeddingFactory = FusedEmbeddingBag,
+        pooling: str = "sum",
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        super().__init__(schema, optimizer)
+        if not self.schema.sparse:
+            raise RecloomError("DLRM needs at least one sparse feature, and the schema has none", "Check the data.")
+        self.sparse_arch = embedding(tables(self.schema, embedding_dim, pooling))
+        width = self.sparse_arch.output_dim
+        has_dense = bool(self.schema.dense)
+        self.dense_arch = MLP(len(self.schema.dense), [*dense_arch, width], last_relu=True) if has_dense else None
+        self.inter_arch = interaction(self.sparse_arch.num_features + int(has_dense), width)
+        self.over_arch = MLP(self.inter_arch.output_dim, [*over_arch, len(self.schema.labels)], last_relu=False)
+
+    def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Return B logits, or B x T when the schema has T > 1 labels.
+
+        Args:
+            dense: B x (dense features).
+            values: N ids, key-major.
+            offsets: F*B+1 bag bounds, or None for one-hot data.
+            weights: N value weights, or None.
+        """
+        vectors = self.sparse_arch(values, offsets, weights)  # B x F x D
+        if self.dense_arch is not None:
+            bottom = self.dense_arch(dense)  # B x D
+            vectors = torch.cat([bottom.unsqueeze(1).to(vectors.dtype), vectors], dim=1)  # B x (F+1) x D
+        logits = self.over_arch(self.inter_arch(vectors))  # B x T
+        return logits.squeeze(1) if logits.shape[1] == 1 else logits
+
+
+def tables(schema: FeatureSchema, embedding_dim: int, pooling: str = "sum") -> list[EmbeddingBagConfig]:
+    """Return one table for each table name in `schema`, with all features that share it, in the schema's order."""
+    features: dict[str, list[str]] = {}
+    rows: dict[str, int] = {}
+    for feature in schema.sparse:
+        features.setdefault(feature.table_name, []).append(feature.name)
+        rows[feature.table_name] = max(rows.get(feature.table_name, 0), feature.num_embeddings)
+    return [
+        EmbeddingBagConfig(name, embedding_dim, rows[name], tuple(names), pooling)  # type: ignore[arg-type]
+        for name, names in features.items()
+    ]
