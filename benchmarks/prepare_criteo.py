@@ -81,12 +81,14 @@ def main() -> None:
     start = time.perf_counter()
     status = subprocess.run(command + [option for option in options if option != "--"]).returncode
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print("| lines | raw | seconds | lines/s | peak memory | shards |\n|---|---|---|---|---|---|")
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = usage.ru_utime + usage.ru_stime  # what the wall time would be on an idle core
+    print("| lines | raw | seconds | lines/s | CPU seconds | peak memory | shards |\n|---|---|---|---|---|---|---|")
+    peak = usage.ru_maxrss / 2**20
     shards = sum(file.stat().st_size for file in output.rglob("*.parquet")) if output.exists() else 0
     print(
         f"| {arguments.rows:,} | {raw.stat().st_size / 1e9:.2f} GB | {seconds:.1f} | {arguments.rows / seconds:,.0f} "
-        f"| {peak / 2**30:.2f} GiB | {shards / 1e9:.2f} GB |"
+        f"| {cpu:.1f} ({usage.ru_stime:.1f} in the kernel) | {peak:.2f} GiB | {shards / 1e9:.2f} GB |"
     )
     if not arguments.keep and arguments.work is None:
         shutil.rmtree(work)

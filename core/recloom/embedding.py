@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +88,17 @@ class EmbeddingBagCollection(nn.Module, ABC):
         Raises:
             DataError: An id is outside its table.
         """
+
+    def start(
+        self, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Callable[[], Tensor]:
+        """Begin what `forward` does; return a function that finishes it and returns the pooled rows.
+
+        A model that calls it before its dense arch, and the function after, gives a backend whose rows come from
+        other ranks the time in between. Here nothing is gained: it is all done at once.
+        """
+        pooled = self(values, offsets, weights)
+        return lambda: pooled
 
     @abstractmethod
     def lookup(self, feature: str, ids: Tensor) -> Tensor:

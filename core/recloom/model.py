@@ -67,7 +67,9 @@ class RankingModule(LightningModule, ABC):
         self._configured = False
         self._window: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._window_start = 0.0
+        self._validation_start = 0.0
         self._updates = 0
+        self._logged_step = 0
         self._listens = False
         self._resumed_from: dict[str, Any] = {}
         self.evaluation = nn.ModuleDict({stage: _EvaluationMetrics() for stage in ("val", "test")})
@@ -165,18 +167,19 @@ class RankingModule(LightningModule, ABC):
         self._window, self._window_start = [], time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the metrics of the last `log_every_n_steps` batches, once they are full."""
-        if len(self._window) >= self.trainer.log_every_n_steps:
+        """Log the metrics of the batches since the last multiple of `log_every_n_steps` optimizer steps."""
+        step = self.trainer.global_step
+        if step % self.trainer.log_every_n_steps == 0 and step != self._logged_step:
+            self._logged_step = step
             self._log_window()
 
     def on_validation_start(self) -> None:
-        """Validation's time is not training's: close the window."""
-        if self.trainer.training and self._window:
-            self._window = []
+        """Note when validation inside a fit begins: its time is not training's."""
+        self._validation_start = time.perf_counter()
 
     def on_validation_end(self) -> None:
-        """Start a new window after validation."""
-        self._window, self._window_start = [], time.perf_counter()
+        """Leave the validation's time out of the window's."""
+        self._window_start += time.perf_counter() - self._validation_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""

@@ -157,14 +157,15 @@ class CompositeOptimizer(torch.optim.Optimizer):
 def check_replicas(parameter: Tensor) -> None:
     """Raise RecloomError unless all ranks hold the same values (a thousand of them are compared)."""
     flat = parameter.detach().view(-1)
-    mine = flat[:: max(1, len(flat) // 1000)].contiguous()
-    first = mine.clone()
-    dist.broadcast(first, src=0)
-    if not torch.equal(mine, first):
-        raise RecloomError(
-            f"rank {dist.get_rank()} started with other embedding rows than rank 0",
-            "Give all ranks one seed (seed_everything), or the embedding its own (seed).",
-        )
+    sample = flat[:: max(1, len(flat) // 1000)].contiguous()
+    ranks = [torch.empty_like(sample) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks, sample)
+    for rank, other in enumerate(ranks):
+        if not torch.equal(other, ranks[0]):
+            raise RecloomError(
+                f"rank {rank} has other embedding rows than rank 0",
+                "Give all ranks one seed (seed_everything), or the embedding its own (seed).",
+            )
 
 
 def _inner(dense: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

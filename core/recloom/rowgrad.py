@@ -129,10 +129,23 @@ def plain(
         index = rows.view(layout.num_features, -1).t()  # B x F
         out = F.embedding(index, weight, sparse=sparse)
         return out if scale is None else out * scale.view(layout.num_features, -1).t()[..., None]
+    if torch.compiler.is_exporting():
+        return _scatter(weight, ids, offsets, scale, layout)
     pooled = F.embedding_bag(
         rows, weight, offsets, mode="sum", sparse=sparse, per_sample_weights=scale, include_last_offset=True
     )
     return pooled.view(layout.num_features, -1, weight.shape[1]).transpose(0, 1)
+
+
+def _scatter(weight: Tensor, ids: Tensor, offsets: Tensor, scale: Tensor | None, layout: RowLayout) -> Tensor:
+    """Return the pooled rows by adding each value's row to its bag: in ONNX, embedding_bag is a loop over bags."""
+    rows, bag = layout.rows_and_bags(ids, offsets)
+    assert bag is not None
+    values = F.embedding(rows, weight) if scale is None else F.embedding(rows, weight) * scale[:, None]
+    batch = (offsets.shape[0] - 1) // layout.num_features
+    feature = bag // batch
+    out = torch.zeros(batch, layout.num_features, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return out.index_put((bag - feature * batch, feature), values, accumulate=True)
 
 
 def weight_gradient(weight: Tensor, ids: Tensor, offsets: Tensor | None, bags: Tensor, layout: RowLayout) -> Tensor:

@@ -112,6 +112,9 @@ class RowLayout:
 
 def bag_of_values(ids: Tensor, offsets: Tensor) -> Tensor:
     """Return for each of the N values the index of its bag; exportable (no data-dependent shape)."""
+    if torch.compiler.is_exporting():  # the ends at or before each place, without searchsorted, which ONNX has not
+        ends = torch.zeros(ids.shape[0] + 1, dtype=torch.int64, device=ids.device)
+        return ends.index_add(0, offsets[1:], torch.ones_like(offsets[1:])).cumsum(0)[:-1]
     place = torch.arange(ids.shape[0], device=ids.device)
     return torch.searchsorted(offsets[1:].contiguous(), place, right=True)
 

@@ -21,7 +21,9 @@ def new_state(weight: Tensor, rule: str) -> dict[str, Tensor]:
     """Return the optimizer state of `weight`: {} for sgd, {"sum": R zeros} by row, {"sum": R x D zeros} by element."""
     if rule == "sgd":
         return {}
-    return {"sum": torch.zeros(weight.shape[: 1 if rule == "rowwise_adagrad" else 2], device=weight.device)}
+    state = torch.empty(weight.shape[: 1 if rule == "rowwise_adagrad" else 2], device=weight.device)
+    rowkernels.advise_huge_pages(state)
+    return {"sum": state.zero_()}
 
 
 @torch.no_grad()
@@ -70,9 +72,7 @@ def gather_over_ranks(gradients: Sequence[RowGradient]) -> list[RowGradient]:
 def _gather(gradient: RowGradient) -> list[RowGradient]:
     world, device = dist.get_world_size(), gradient.ids.device
     sizes = torch.tensor([len(gradient.ids), gradient.bags.shape[0]], device=device)
-    all_sizes = torch.empty(world, 2, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(all_sizes, sizes)
-    counts = all_sizes.tolist()
+    counts = _all_gather(sizes, 2).tolist()
     values, rows = max(c[0] for c in counts), max(c[1] for c in counts)
     features = gradient.layout.num_features
     ids = _all_gather(gradient.ids, values)
@@ -96,5 +96,5 @@ def _all_gather(tensor: Tensor, length: int) -> Tensor:
     padded = tensor.new_zeros(length, *tensor.shape[1:])
     padded[: len(tensor)] = tensor
     out = padded.new_empty(dist.get_world_size(), *padded.shape)
-    dist.all_gather_into_tensor(out.view(-1, *padded.shape[1:]), padded)
+    dist.all_gather(list(out.unbind(0)), padded)
     return out

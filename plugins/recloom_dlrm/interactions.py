@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from recloom.model import Interaction
-
-
-class _PairwiseDots(torch.autograd.Function):
-    """Z = T T^t read along the lower triangle; backward is one gather and one product with the symmetric gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, index: Tensor, expand: Tensor) -> Tensor:
-        products = torch.bmm(vectors, vectors.transpose(1, 2))  # B x F x F
-        ctx.save_for_backward(vectors, expand)
-        return products.flatten(1).index_select(1, index)  # B x pairs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        vectors, expand = ctx.saved_tensors
-        (gradient,) = gradients
-        padded = torch.nn.functional.pad(gradient, (0, 1))  # the last column stands for "not a pair"
-        symmetric = padded.index_select(1, expand).view(len(vectors), vectors.shape[1], vectors.shape[1])
-        # the diagonal, when kept, is x.x: its derivative 2 x needs the gradient twice
-        symmetric.diagonal(dim1=1, dim2=2).mul_(2)
-        return torch.bmm(symmetric, vectors), None, None
+from recloom_dlrm.dots import Dots, plain_dots
 
 
 class DotInteraction(Interaction):
@@ -42,22 +21,14 @@ class DotInteraction(Interaction):
 
     def __init__(self, num_vectors: int, embedding_dim: int, itself: bool = False) -> None:
         super().__init__(num_vectors, embedding_dim)
-        rows, columns = torch.tril_indices(num_vectors, num_vectors, 0 if itself else -1)
-        pairs = len(rows)
-        expand = torch.full((num_vectors, num_vectors), pairs)
-        expand[rows, columns] = expand[columns, rows] = torch.arange(pairs)
-        self.register_buffer("index", rows * num_vectors + columns, persistent=False)
-        self.register_buffer("expand", expand.flatten(), persistent=False)
-        self.output_dim = embedding_dim + pairs
+        self.itself = itself
+        self.output_dim = embedding_dim + num_vectors * (num_vectors + (1 if itself else -1)) // 2
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Map B x F x D to B x (D + pairs)."""
-        index, expand = self.get_buffer("index"), self.get_buffer("expand")
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            dots = _PairwiseDots.apply(vectors, index, expand)
-        else:
-            dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, index)
-        return torch.cat([vectors[:, 0], dots], dim=1)
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return plain_dots(vectors, self.itself)
+        return Dots.apply(vectors, self.itself)  # type: ignore[no-untyped-call]
 
 
 class ConcatInteraction(Interaction):

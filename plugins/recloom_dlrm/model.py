@@ -69,9 +69,10 @@ class DLRM(RankingModule):
             offsets: F*B+1 bag bounds, or None for one-hot data.
             weights: N value weights, or None.
         """
-        vectors = self.sparse_arch(values, offsets, weights)  # B x F x D
-        if self.dense_arch is not None:
-            bottom = self.dense_arch(dense)  # B x D
+        finish = self.sparse_arch.start(values, offsets, weights)  # sharded tables: rows travel during the dense arch
+        bottom = None if self.dense_arch is None else self.dense_arch(dense)  # B x D
+        vectors = finish()  # B x F x D
+        if bottom is not None:
             vectors = torch.cat([bottom.unsqueeze(1).to(vectors.dtype), vectors], dim=1)  # B x (F+1) x D
         logits = self.over_arch(self.inter_arch(vectors))  # B x T
         return logits.squeeze(1) if logits.shape[1] == 1 else logits

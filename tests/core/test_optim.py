@@ -49,7 +49,7 @@ def train(model, optimizer, steps, scheduler=None):
             loss.backward()
             return loss
 
-        losses.append(float(optimizer.step(closure)))
+        losses.append(optimizer.step(closure).item())
         if scheduler is not None:
             scheduler.step()
     return losses
@@ -156,7 +156,7 @@ def test_clipping_scales_dense_gradients_only():
     optimizer, _ = build_optimizer(model, OptimizerConfig(clip_norm=0.1, dense_lr=1.0))
     before = [p.detach().clone() for p in model.over.parameters()]
     optimizer.step()
-    moved = torch.stack([(p - b).norm() for p, b in zip(model.over.parameters(), before, strict=True)]).norm()
+    moved = torch.stack([(p.detach() - b).norm() for p, b in zip(model.over.parameters(), before, strict=True)]).norm()
     assert moved == pytest.approx(0.1, rel=1e-3)
 
 
@@ -194,17 +194,11 @@ def _rank(rank, port, path):
         nn.functional.binary_cross_entropy_with_logits(logits, labels[mine]).backward()
         optimizer.step()
     torch.save(model.state_dict(), f"{path}/{rank}.pt")
-    with pytest.raises(RecloomError, match="rank 1 started with other") if rank else _no_error():
-        other, _ = build_optimizer(different := Model(seed=rank), OptimizerConfig())
-        different(batch(0)[0].view(-1)).sum().backward()
+    different = Model(seed=rank)
+    other, _ = build_optimizer(different, OptimizerConfig())
+    with pytest.raises(RecloomError, match="rank 1 has other embedding rows than rank 0"):
         other.step()
     dist.destroy_process_group()
-
-
-def _no_error():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_two_ranks_equal_one(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-
-from recloom.report import write_run_report
 
 
 @dataclass
@@ -31,7 +32,11 @@ class CheckpointConfig:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes last.ckpt: every so many steps, and when the fit ends."""
+    """Writes last.ckpt: every so many steps, when the fit ends, and when Ctrl-C interrupts it.
+
+    The first Ctrl-C lets the step in progress finish, writes last.ckpt and then interrupts; during validation, and at
+    the second Ctrl-C, it interrupts at once.
+    """
 
     def __init__(self, directory: Path, every_n_steps: int) -> None:
         super().__init__(
@@ -42,13 +47,46 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
-        self._saved_step = -1
+        self._path = directory / "last.ckpt"
+        self._stop = False
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over Ctrl-C."""
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def interrupt(number: int, frame: Any) -> None:
+            if self._stop or not trainer.training:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        self._previous = signal.signal(signal.SIGINT, interrupt)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write what is due; after a Ctrl-C, write and interrupt."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._stop:
+            trainer.save_checkpoint(self._path)
+            if trainer.is_global_zero:
+                print(f"\nwrote {self._path}: go on from it with --ckpt_path last", file=sys.stderr)
+            raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final state, unless the fit was interrupted: then the last full step's file stays."""
         super().on_train_end(trainer, pl_module)
         if not trainer.interrupted:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+            trainer.save_checkpoint(self._path)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give Ctrl-C back."""
+        super().teardown(trainer, pl_module, stage)
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -101,6 +139,8 @@ class RunReport(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and write, on rank 0."""
+        from recloom.report import write_run_report  # plots are for the end of a run: matplotlib is slow to import
+
         if not trainer.is_global_zero:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}

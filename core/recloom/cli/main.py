@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 a user's mistake, told in one sentence with a hint; 130 in
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -58,13 +59,19 @@ def guarded(name: str, arguments: list[str]) -> int:
             traceback.print_exc()
         print(f"recloom {name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\nrecloom {name}: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # the reader of our output (head, less) went away: nothing more to say, and not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"recloom {name}: the disk is full ({error.filename or 'while writing'})", file=sys.stderr)
+        print("  Free some space and run it again; a fit goes on with --ckpt_path last.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nrecloom {name}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

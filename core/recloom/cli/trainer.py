@@ -128,7 +128,12 @@ def run(command: str, argv: list[str]) -> int:
     # Trainer.fit's children of a multi-process launch parse sys.argv again: it holds the same arguments
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     quiet.hush()
-    RecloomCLI(command, argv, ckpt_path)
+    try:
+        RecloomCLI(command, argv, ckpt_path)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer turns Ctrl-C into exit(1)
+            raise KeyboardInterrupt from None
+        raise
     return 0
 
 

@@ -168,7 +168,9 @@ class ClickWorld:
             terms.append(_Term(tuple(chosen), tuple(columns), dense))
 
         pairs = [(f, g) for f in range(features) for g in range(f + 1, features)]
-        for place in random.permutation(len(pairs))[: config.num_pairs]:
+        pairs.sort(key=lambda pair: config.cardinalities[pair[0]] * config.cardinalities[pair[1]])
+        learnable = max(len(pairs) // 2, min(config.num_pairs, len(pairs)))  # few cells, so that each is seen often
+        for place in random.permutation(learnable)[: config.num_pairs]:
             add(pairs[place])
         if config.cross:
             for _ in range((config.num_pairs + 1) // 2):

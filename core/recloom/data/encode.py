@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recloom.data.formats.base import Column, RawBlock, RawFormat
+from recloom.data.formats.convert import is_list
 from recloom.data.hashing import hash_ids, hash_strings
 from recloom.data.vocabulary import Vocabulary
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
@@ -39,7 +40,7 @@ def categories(column: Column, array: pa.Array) -> Categories:
     """Return the distinct values in a block's column of role "sparse" or "bag"."""
     bounds = None
     if column.role == "bag":
-        lists = array if pa.types.is_list(array.type) else pc.split_pattern(array, column.separator)
+        lists = array if is_list(array.type) else pc.split_pattern(array, column.separator or "|")
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         array = lists.flatten().cast(pa.string())
@@ -143,9 +144,8 @@ def group_ids(array: pa.Array) -> NDArray[np.int64]:
     """Return n ids of groups: integers as they are, text as its stable hash, missing as 0."""
     if pa.types.is_integer(array.type):
         return array.fill_null(0).cast(pa.int64()).to_numpy()
-    return np.where(
-        array.is_null().to_numpy(zero_copy_only=False), 0, (hash_strings(array.fill_null("")) >> np.uint64(1)).view(np.int64)
-    )
+    ids = (hash_strings(array.fill_null("")) >> np.uint64(1)).view(np.int64)
+    return np.where(array.is_valid().to_numpy(zero_copy_only=False), ids, 0)
 
 
 def split_rows(table: pa.Table, where: NDArray[np.int8]) -> dict[int, pa.Table]:

@@ -1,8 +1,9 @@
 """Hashes of categories: vectorised, and the same on every machine and in every version.
 
 Shards, hashed ids and vocabularies of different days must agree, so the functions are fixed here instead of taken from
-a library that may change them. In words: a string is read as little-endian 64-bit words, the last one padded with zeros;
-h starts as its length in bytes times P; each word w does h = rotate(h ^ w, 29) * P; the result is mix64(h).
+a library that may change them. In words: the bytes of a string are read as little-endian 64-bit words, the last one
+padded with zeros; h starts as its length in bytes times P; each word w does h = rotate_left(h ^ w, 29) * P; the result
+is mix64(h).
 """
 
 from __future__ import annotations
@@ -64,27 +65,43 @@ def hex_keys(array: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     Returns:
         The n numbers (0 for nulls), and which of the strings are neither null nor such digits.
     """
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
     bounds = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    data = np.frombuffer(array.buffers()[2] or b"", np.uint8)[bounds[0] : bounds[-1]]
     lengths = np.diff(bounds)
     eight = lengths == 8
-    numbers, wrong = np.zeros(len(array), np.uint32), valid & ~eight
-    data = np.frombuffer(array.buffers()[2] or b"", np.uint8)[bounds[0] : bounds[-1]]
-    if int(eight.sum()) * 8 != len(data):  # some are longer or shorter: leave their bytes out
+    count = int(np.count_nonzero(eight))
+    numbers, wrong = np.zeros(len(array), np.uint32), np.zeros(len(array), bool)
+    if count + array.null_count != len(array):  # some are longer or shorter
+        wrong = array.is_valid().to_numpy(zero_copy_only=False) & ~eight
         data = data[np.repeat(eight, lengths)]
-    if len(data):
-        numbers[eight], digits = _parse_hex(data.view("<u8"))
-        wrong[eight] |= ~digits
+    if count:
+        parsed, good = _parse_hex(data.view("<u8"))
+        numbers[eight] = parsed
+        if not good.all():
+            wrong[eight] |= ~good
     return numbers, wrong
 
 
 def _parse_hex(text: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     """Return (the numbers, whether every byte is a digit 0-9a-f); a word holds 8 characters, the first one lowest."""
-    ones = _U(0x0101010101010101)
-    letters = (text >> _U(6)) & ones
-    nibbles = (text & _U(0x0F * int(ones))) + letters * _U(9)
-    again = nibbles + _U(0x30 * int(ones)) + ((nibbles + _U(6 * int(ones))) >> _U(4) & ones) * _U(0x27)
-    big = nibbles.byteswap()
-    big = (big | big >> _U(4)) & _U(0x00FF00FF00FF00FF)
-    big = (big | big >> _U(8)) & _U(0x0000FFFF0000FFFF)
-    return (big | big >> _U(16)).astype(np.uint32), (again == text) & (nibbles & _U(0xF0 * int(ones)) == 0)
+    ones = 0x0101010101010101
+    scratch = (text >> _U(6)) & _U(ones)  # 1 in the bytes of letters
+    scratch *= _U(9)
+    nibbles = text & _U(0x0F * ones)
+    nibbles += scratch
+    # written out again, every digit must give the byte it came from
+    np.add(nibbles, _U(6 * ones), out=scratch)
+    scratch >>= _U(4)
+    scratch &= _U(ones)
+    scratch *= _U(0x27)
+    scratch += nibbles
+    scratch += _U(0x30 * ones)
+    scratch ^= text
+    scratch |= nibbles & _U(0xF0 * ones)
+    good = scratch == 0
+    numbers = nibbles.byteswap()
+    for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0x00000000FFFFFFFF)):
+        np.right_shift(numbers, _U(shift), out=scratch)
+        numbers |= scratch
+        numbers &= _U(mask)
+    return numbers.astype(np.uint32), good

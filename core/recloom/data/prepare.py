@@ -7,28 +7,28 @@ output depends neither on their number nor on the blocks' size.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
+import polars as pl
+import pyarrow as pa
 
-from recloom.data.encode import Encoder, count_categories
-from recloom.data.formats.base import SHOWN, BadRow, Chunk, RawBlock, RawFormat
+from recloom.data.encode import HASH_NOTE, Encoder, count_categories, split_rows
+from recloom.data.formats.base import RawBlock, RawFormat
+from recloom.data.pipeline import Piece, Progress, RawLog
+from recloom.data.prepare_report import PrepareReport
 from recloom.data.shards import ShardWriter
-from recloom.data.splits import SPLITS, Assigner, TimeCounts, Totals, parse_split
+from recloom.data.splits import SPLITS, TimeCounts, Totals, parse_split
 from recloom.data.vocabulary import CategoryCounts, Vocabulary
 from recloom.errors import DataError
-
-T = TypeVar("T")
-R = TypeVar("R")
-Progress = Callable[[str, int, int], None]
+from recloom.features import FeatureSchema
 
 
 @dataclass(frozen=True)
@@ -64,33 +64,6 @@ class PrepareOptions:
     block_bytes: int = 0
 
 
-@dataclass
-class PrepareReport:
-    """What was done.
-
-    Args:
-        rows: Rows of each split.
-        left_out: Rows of days that the split does not name.
-        bad_rows: Malformed rows, left out.
-        bad: The first few of them.
-        label_means: Mean label of each split, weighted where there are weights.
-        cardinalities: Number of ids of each sparse feature.
-        split: The split that was used.
-        seconds: Wall time.
-        peak_memory: The process's peak resident memory in bytes.
-    """
-
-    rows: dict[str, int] = field(default_factory=dict)
-    left_out: int = 0
-    bad_rows: int = 0
-    bad: list[BadRow] = field(default_factory=list)
-    label_means: dict[str, float] = field(default_factory=dict)
-    cardinalities: dict[str, int] = field(default_factory=dict)
-    split: str = ""
-    seconds: float = 0.0
-    peak_memory: int = 0
-
-
 def prepare(
     raw: RawFormat,
     inputs: Sequence[Path],
@@ -120,12 +93,18 @@ class _Run:
     def __init__(
         self, raw: RawFormat, inputs: list[Path], output: Path, options: PrepareOptions, progress: Progress
     ) -> None:
-        self.raw, self.inputs, self.output, self.options, self.progress = raw, inputs, output, options, progress
+        self.raw, self.inputs, self.output, self.options = raw, inputs, output, options
         self.split = parse_split(options.split or raw.default_split, options.seed)
         self.report = PrepareReport(split=options.split or raw.default_split)
         self.times = next((column.name for column in raw.columns_of("timestamp")), None)
-        self.block_bytes = options.block_bytes or min(max(options.memory // 64, 1 << 20), 16 << 20)
-        self.sums = np.zeros((len(SPLITS), 3))  # rows, weights, weighted labels
+        self.log = RawLog(
+            raw,
+            inputs,
+            options.block_bytes or min(max(options.memory // 64, 1 << 20), 16 << 20),
+            options.limit,
+            options.threads or len(os.sched_getaffinity(0)),
+            progress,
+        )
 
     def run(self) -> PrepareReport:
         start = time.perf_counter()
@@ -134,43 +113,46 @@ class _Run:
                 raise DataError(f"{path}: there is no such file", "Give the raw log's files with --input.")
             self.raw.sniff(path)
         source = {"files": [{"name": path.name, "bytes": path.stat().st_size} for path in self.inputs]}
-        with ShardWriter(
-            self.output, None, format=self.raw.name, source=source, overwrite=self.options.overwrite
-        ) as writer:
-            try:
+        try:
+            with ShardWriter(
+                self.output, None, format=self.raw.name, source=source, overwrite=self.options.overwrite
+            ) as writer:
                 self._write(writer)
-            except OSError as error:
-                what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write: {error}"
-                raise DataError(f"{self.output}: {what}", "Nothing half-written remains; free some space.") from error
+        except OSError as error:
+            what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write: {error}"
+            hint = "Nothing half-written remains; free some space or choose another directory."
+            raise DataError(f"{self.output}: {what}", hint) from error
         self.report.seconds = time.perf_counter() - start
         self.report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return self.report
 
     def _write(self, writer: ShardWriter) -> None:
-        counts = {} if self.options.hash_size else self._counters()
-        totals = self._first_pass(counts)
-        assign = self.split.bounds(totals)
-        vocabularies = self._vocabularies(counts)
+        counters = {} if self.options.hash_size else self._counters()
+        assign = self.split.bounds(self._first_pass(counters))
+        vocabularies = self._vocabularies(counters)
         transform = self.options.dense_transform or self.raw.dense_transform
         encoder = Encoder(self.raw, vocabularies, self.options.hash_size, transform)
-        files = {name: f"vocabulary/{counter.path.name}" for name, counter in counts.items()}
-        writer.schema = encoder.schema(files, self._info())
-        self.report.cardinalities = {feature.name: feature.num_embeddings for feature in writer.schema.sparse}
+        files = {name: f"vocabulary/{counter.path.name}" for name, counter in counters.items()}
+        writer.schema = schema = encoder.schema(files, self._info())
+        self.report.cardinalities = {feature.name: feature.num_embeddings for feature in schema.sparse}
 
-        def encode(chunk: Chunk, start: int, file: int) -> tuple[RawBlock, int, dict[int, pa.Table]]:
-            block = self.raw.parse(chunk)
+        def encode(piece: Piece) -> tuple[RawBlock, int, dict[int, pa.Table]]:
+            block = self.raw.parse(piece.chunk)
             times = block.columns[self.times].to_numpy() if self.times else None
-            parts = split_rows(encoder.encode(block), assign(block.positions + start, file, times))
+            parts = split_rows(encoder.encode(block), assign(block.positions + piece.start, piece.file, times))
+            block.columns = {}
             return block, len(block), parts
 
-        self.report.bad, self.report.bad_rows = [], 0
-        for block, rows, parts in self._blocks("write", encode):
-            self._note(block)
-            self.report.left_out += rows - sum(part.num_rows for part in parts.values())
-            for index, part in parts.items():
-                self._sum_labels(index, part, writer.schema)
-                writer.add(SPLITS[index], part)
-        self._finish(writer)
+        report = self.report
+        report.bad, report.bad_rows = [], 0  # of the first pass: the same rows
+        with closing(self.log.map("write", encode)) as blocks:
+            for _, (block, rows, parts) in blocks:
+                report.note(block, self.options.max_bad_rows)
+                report.left_out += rows - sum(part.num_rows for part in parts.values())
+                for index, part in sorted(parts.items()):
+                    report.count(SPLITS[index], part, schema)
+                    writer.add(SPLITS[index], part)
+        self._finish(writer, schema)
 
     def _counters(self) -> dict[str, CategoryCounts]:
         directory = self.output / "vocabulary"
@@ -180,55 +162,65 @@ class _Run:
             for column in self.raw.columns_of("sparse", "bag")
         }
 
-    def _first_pass(self, counts: dict[str, CategoryCounts]) -> Totals:
-        """Count what the second pass needs: values into `counts`, times and rows; or return at once if nothing."""
-        totals = Totals(times=TimeCounts() if self.times and self.split.needs_times else None)
-        if counts or totals.times is not None:
-            self._count(counts, totals.times)
-        if self.split.needs_rows or self.split.needs_times:
-            totals.rows = [0] * len(self.inputs)
-            for chunk, _, file in self._chunks():
-                totals.rows[file] += chunk.rows
-        return totals
+    def _first_pass(self, counters: dict[str, CategoryCounts]) -> Totals:
+        """Find out what the second pass needs: counts of values, times and rows. Reads nothing if that is nothing."""
+        totals = Totals(rows=[0] * len(self.inputs))
+        if self.times and self.split.needs_times:
+            totals.times = TimeCounts()
+        if not counters and totals.times is None:
+            for piece in self.log.pieces() if self.split.needs_rows else ():
+                totals.rows[piece.file] += piece.chunk.rows
+            return totals
 
-    def _count(self, counts: dict[str, CategoryCounts], times: TimeCounts | None) -> None:
-        def count(chunk: Chunk, start: int, file: int) -> tuple[RawBlock, list[tuple[pl.DataFrame, int]]]:
-            block = self.raw.parse(chunk)
-            parts = count_categories(self.raw, block) if counts else []
-            block.columns = {self.times: block.columns[self.times]} if self.times else {}
+        def count(piece: Piece) -> tuple[RawBlock, list[tuple[pl.DataFrame, int]]]:
+            block = self.raw.parse(piece.chunk)
+            parts = count_categories(self.raw, block) if counters else []
+            block.columns = {name: array for name, array in block.columns.items() if name == self.times}
             return block, parts
 
-        for block, parts in self._blocks("count", count):
-            self._note(block)
-            if times is not None and self.times:
-                times.add(block.columns[self.times].to_numpy())
-            for counter, (part, missing) in zip(counts.values(), parts, strict=False):
-                counter.missing += missing
-                counter.add(part)
-            while sum(counter.nbytes for counter in counts.values()) > self.options.memory // 2:
-                max(counts.values(), key=lambda counter: counter.nbytes).spill()
+        with closing(self.log.map("count", count)) as blocks:
+            for piece, (block, parts) in blocks:
+                self.report.note(block, self.options.max_bad_rows)
+                totals.rows[piece.file] += piece.chunk.rows
+                if totals.times is not None and self.times:
+                    totals.times.add(block.columns[self.times].to_numpy())
+                for counter, (part, missing) in zip(counters.values(), parts, strict=bool(counters)):
+                    counter.missing += missing
+                    counter.add(part)
+                while sum(counter.nbytes for counter in counters.values()) > self.options.memory // 2:
+                    max(counters.values(), key=lambda counter: counter.nbytes).spill()
+        return totals
 
-    def _vocabularies(self, counts: dict[str, CategoryCounts]) -> dict[str, Vocabulary]:
+    def _vocabularies(self, counters: dict[str, CategoryCounts]) -> dict[str, Vocabulary]:
         found: dict[str, Vocabulary] = {}
-        for name, counter in counts.items():
-            left = self.options.memory - sum(vocabulary.nbytes for vocabulary in found.values())
-            found[name] = counter.vocabulary(self.options.min_count, self.options.max_vocabulary, max(left, 0))
+        for name, counter in counters.items():
+            taken = sum(vocabulary.nbytes for vocabulary in found.values())
+            taken += sum(other.nbytes for other in counters.values() if other is not counter)
+            found[name] = counter.vocabulary(
+                self.options.min_count, self.options.max_vocabulary, self.options.memory - taken
+            )
         return found
 
-    def _blocks(self, stage: str, function: Callable[[Chunk, int, int], T]) -> Iterator[T]:
-        """Yield `function(chunk, position of its file's first row, index of the file)` of every chunk, in order."""
-        total, before = sum(path.stat().st_size for path in self.inputs), 0
-        file, sizes = 0, [path.stat().st_size for path in self.inputs]
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[tuple[Future[T], int]] = deque()
-            try:
-                for chunk, start, file in self._chunks():
-                    before = sum(sizes[:file])
-                    waiting.append((pool.submit(function, chunk, start, file), before + chunk.position))
-                    if len(waiting) > self.threads:
-                        yield from self._result(stage, waiting, total)
-                while waiting:
-                    yield from self._result(stage, waiting, total)
-            finally:
-                for future, _ in waiting:
-                    future.cancel()
+    def _info(self) -> dict[str, Any]:
+        options = self.options
+        ids = f"hashed to {options.hash_size}: {HASH_NOTE}" if options.hash_size else "vocabulary"
+        return {
+            "format": self.raw.name,
+            "source": [path.name for path in self.inputs],
+            "split": self.report.split,
+            "seed": options.seed,
+            "ids": ids,
+            "min_count": options.min_count,
+        }
+
+    def _finish(self, writer: ShardWriter, schema: FeatureSchema) -> None:
+        report = self.report
+        if not report.rows:
+            raise DataError(f"{self.inputs[0]}: there are no rows to write", "Is it the right file? The right split?")
+        report.rows = {split: report.rows[split] for split in SPLITS if split in report.rows}
+        stats = {
+            "label_mean": report.label_mean(),
+            "label_means": {split: report.label_mean(split) for split in report.rows},
+            "left_out": report.left_out,
+        }
+        writer.finish(schema, bad_rows=report.bad_rows, bad_examples=[str(row) for row in report.bad], stats=stats)

@@ -108,7 +108,12 @@ class _SplitWriter:
             self._sink = _HashingFile(path)
             # ids and floats are close to incompressible beyond their unused high bytes: plain pages decode fastest
             self._writer = pq.ParquetWriter(
-                self._sink, table.schema, compression="zstd", compression_level=1, use_dictionary=False
+                self._sink,
+                table.schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                write_page_checksum=True,
             )
         self._writer.write_table(table.combine_chunks(), row_group_size=self._row_group_rows)
         self._groups.append(table.num_rows)

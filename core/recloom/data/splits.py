@@ -119,7 +119,7 @@ class Split:
         last = [int(np.argmin(np.abs(share - cut))) for cut in np.cumsum(self.fractions)[:-1]] if len(rows) else []
         if len({*last, len(times) - 1}) < len(self.fractions):
             raise DataError(
-                f"--split time: {len(times)} distinct times cannot be cut into {len(self.fractions)} parts of these sizes",
+                f"--split time: {len(times)} distinct times cannot be cut into {len(self.fractions)} such parts",
                 "Rows of the same time stay together. Use --split random:0.8,0.1,0.1 instead.",
             )
         return (times[last] + 1) * float(counts.resolution)

@@ -33,7 +33,7 @@ class SyntheticClicks(BlockDataModule):
         multi_hot: Mean bag length of the categories that are bags, by name: {c8: 3, c9: 5}. Unset: these two, as far
             as they exist. {}: none.
         zipf: Exponent of the ids' popularity: id i is drawn in proportion to 1 / (i + 1)^zipf.
-        num_pairs: Pairs of categories that interact.
+        num_pairs: Pairs of categories that interact, drawn from the half of all pairs with the fewest combinations of ids.
         pair_rank: Rank of an interaction.
         interaction: Share of the logit's variance that interactions make, out of reach for logistic regression.
         cross: Share of the interactions' variance that is of third order or dense-times-category.
@@ -55,9 +55,9 @@ class SyntheticClicks(BlockDataModule):
         shuffle: bool = True,
         seed: int = 0,
         num_dense: int = 8,
-        cardinalities: tuple[int, ...] = (2000, 1000, 500, 300, 120, 80, 50, 20, 200, 100),
+        cardinalities: tuple[int, ...] = (2000, 500, 200, 100, 80, 50, 30, 20, 100, 60),
         multi_hot: dict[str, float] | None = None,
-        zipf: float = 1.05,
+        zipf: float = 1.1,
         num_pairs: int = 5,
         pair_rank: int = 2,
         interaction: float = 0.5,

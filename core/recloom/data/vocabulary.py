@@ -87,11 +87,12 @@ class CategoryCounts:
                 yield self._merged
             return
         self.spill()
-        pieces = -(-self._spilled_rows * 2 * _ROW_BYTES // memory)
-        span = (1 << (32 if self._hexadecimal else 64)) // pieces + 1
+        pieces = -(-self._spilled_rows * 2 * _ROW_BYTES // max(memory, 1 << 20))
+        keys = 1 << (32 if self._hexadecimal else 64)
+        span = keys // pieces + 1
         runs = pl.scan_parquet(self._spills)
         for piece in range(pieces):
-            first, last = piece * span, min((piece + 1) * span, 1 << (32 if self._hexadecimal else 64)) - 1
+            first, last = piece * span, min((piece + 1) * span, keys) - 1
             yield _sum(runs.filter(pl.col("key").is_between(first, last))).collect()
 
     def vocabulary(self, min_count: int, max_size: int | None, memory: int) -> Vocabulary:
@@ -112,13 +113,13 @@ class CategoryCounts:
             if max_size is not None and rows > 2 * max_size:
                 kept = [_most_frequent(kept, order, max_size - 1)]
                 rows = kept[0].height
-            if rows * _ROW_BYTES > 2 * memory:
+            if rows * _ROW_BYTES > memory:
                 raise DataError(
                     f"category {self.name}: more than {rows:,} values occur {min_count} times or more, "
                     "and a vocabulary of them does not fit in --memory",
                     "Raise --min-count, set --max-vocabulary, hash with --hash-size, or allow more --memory.",
                 )
-        self._merged = None
+        self._merged, self.nbytes = None, 0
         frame = _most_frequent(kept, order, max_size - 1 if max_size else None) if kept else None
         for path in self._spills:
             path.unlink()
@@ -132,8 +133,10 @@ class CategoryCounts:
             frame = frame.with_columns(value=_hex_text(frame["key"].to_numpy()))
         rare = self.missing + self._total - int(frame["count"].sum())
         first = pl.DataFrame({"value": [None], "count": [rare]}, schema={"value": pl.String, "count": pl.Int64})
-        table = pl.concat([first, frame.select("value", "count")]).with_row_index("id").select(
-            "value", "count", pl.col("id").cast(pl.Int32)
+        table = (
+            pl.concat([first, frame.select("value", "count")])
+            .with_row_index("id")
+            .select("value", "count", pl.col("id").cast(pl.Int32))
         )
         with self.path.open("wb") as file:
             table.write_parquet(file, compression="zstd", compression_level=3)

@@ -67,7 +67,7 @@ INLINE float dot(const float *x, const float *y, int64_t dim) {
 static int64_t first_bag(const Bags *b, int t, int n) {
     int64_t count = b->features * b->batch;
     if (!b->offsets) return count * t / n;
-    if (t == n) return count;
+    if (t == 0 || t == n) return t ? count : 0;
     int64_t target = b->offsets[count] * t / n, low = 0, high = count;
     while (low < high) {
         int64_t middle = (low + high) / 2;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,7 +11,7 @@ from recloom.data.formats.text import TextFormat
 _HOUR = r"^[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])([01][0-9]|2[0-3])$"
 _CATEGORIES = (
     "C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category", "device_id",
-    "device_ip", "device_model", "device_type", "device_conn_type", "C14", "C15", "C16", "C17", "C18", "C19", "C20", "C21",
+    "device_ip", "device_model", "device_type", "device_conn_type", *(f"C{index}" for index in range(14, 22)),
 )  # fmt: skip
 
 
@@ -24,21 +22,22 @@ class Avazu(TextFormat):
     the categories `hour_of_day` and `weekday`. In C20, -1 is a value like any other.
     """
 
-    name: ClassVar[str] = "avazu"
-    separator: ClassVar[str] = ","
-    fields: ClassVar[tuple[Column, ...]] = (
+    name: str = "avazu"
+    separator: str = ","
+    fields: tuple[Column, ...] = (
         Column("id", "ignore"),
         Column("click", "label", "int"),
         Column("hour", "raw"),
         *(Column(name, "sparse") for name in _CATEGORIES),
     )
-    derived: ClassVar[tuple[Column, ...]] = (
+    derived: tuple[Column, ...] = (
         Column("hour_of_day", "sparse"),
         Column("weekday", "sparse"),
         Column("timestamp", "timestamp", "int"),
     )
 
     def derive(self, block: RawBlock) -> None:
+        """Compute the time, the hour of the day and the weekday (0: Monday) of `hour`."""
         hour = block.columns["hour"].dictionary_encode()
         digits = pc.fill_null(hour.dictionary, "")
         good = pc.match_substring_regex(digits, _HOUR)

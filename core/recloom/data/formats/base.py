@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -158,10 +158,10 @@ class RawFormat(ABC):
         notes: Facts for the schema's `info`.
     """
 
-    name: ClassVar[str]
-    dense_transform: ClassVar[str] = "none"
-    default_split: ClassVar[str] = "random:0.8,0.1,0.1"
-    notes: ClassVar[str] = ""
+    name: str
+    dense_transform: str = "none"
+    default_split: str = "random:0.8,0.1,0.1"
+    notes: str = ""
 
     @property
     @abstractmethod
@@ -170,7 +170,7 @@ class RawFormat(ABC):
 
     @abstractmethod
     def sniff(self, path: Path) -> None:
-        """Look at the first rows of `path`; raise DataError naming line, expected and found columns if it is not ours."""
+        """Look at the first rows of `path`; raise DataError naming the line and the columns if it is not ours."""
 
     @abstractmethod
     def chunks(self, path: Path, block_bytes: int) -> Iterator[Chunk]:
@@ -184,7 +184,7 @@ class RawFormat(ABC):
     def head(self, chunk: Chunk, rows: int) -> Chunk:
         """Return the first `rows` rows of a piece."""
 
-    @classmethod
+    @classmethod  # noqa: B027 - most formats have none
     def add_arguments(cls, parser: argparse._ArgumentGroup) -> None:
         """Add the format's own options to the command line."""
 

@@ -34,7 +34,7 @@ def convert(block: RawBlock, column: Column) -> None:
         keys, wrong = hex_keys(array)
         block.reject(wrong, column.name, "is not 8 hexadecimal digits", array)
         array = pa.array(keys, mask=array.is_null().to_numpy(zero_copy_only=False))
-    elif array.type != pa.string() and not pa.types.is_list(array.type):
+    elif array.type != pa.string() and not is_list(array.type):
         array = array.cast(pa.string())
     block.columns[column.name] = array
 
@@ -42,6 +42,11 @@ def convert(block: RawBlock, column: Column) -> None:
 def require(block: RawBlock, name: str) -> None:
     """Reject the rows whose `name` is missing."""
     block.reject(block.columns[name].is_null(), name, "is empty")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _numbers(block: RawBlock, name: str, array: pa.Array, kind: pa.DataType, pattern: str, reason: str) -> pa.Array:

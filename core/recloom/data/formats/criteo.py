@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from recloom.data.formats.base import Column
 from recloom.data.formats.text import TextFormat
 
@@ -15,10 +13,10 @@ class Criteo(TextFormat):
     negative ones as 0, as in the DLRM reference; missing counts become 0.
     """
 
-    name: ClassVar[str] = "criteo"
-    dense_transform: ClassVar[str] = "log"
-    default_split: ClassVar[str] = "reference"
-    fields: ClassVar[tuple[Column, ...]] = (
+    name: str = "criteo"
+    dense_transform: str = "log"
+    default_split: str = "reference"
+    fields: tuple[Column, ...] = (
         Column("label", "label", "int"),
         *(Column(f"I{index}", "dense", "int") for index in range(1, 14)),
         *(Column(f"C{index}", "sparse", "hex") for index in range(1, 27)),
@@ -28,4 +26,4 @@ class Criteo(TextFormat):
 class CriteoTerabyte(Criteo):
     """The Terabyte log: the same columns; give the day files (day_0.gz ... day_23.gz) in order, a day each."""
 
-    name: ClassVar[str] = "criteo_terabyte"
+    name: str = "criteo_terabyte"

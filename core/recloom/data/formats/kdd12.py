@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -28,19 +28,20 @@ class KDD12(TextFormat):
     weight impressions - clicks (the same log loss, and labels that are 0 or 1).
     """
 
-    name: ClassVar[str] = "kdd12"
-    binary_label: ClassVar[bool] = False
-    fields: ClassVar[tuple[Column, ...]] = (
+    name: str = "kdd12"
+    binary_label: bool = False
+    fields: tuple[Column, ...] = (
         Column("Click", "raw", "int"),
         Column("Impression", "raw", "int"),
         *(Column(name, "sparse") for name in _CATEGORIES),
     )
-    derived: ClassVar[tuple[Column, ...]] = (Column("label", "label", "float"), Column("weight", "weight", "float"))
+    derived: tuple[Column, ...] = (Column("label", "label", "float"), Column("weight", "weight", "float"))
 
     def __init__(self, expand: bool = False) -> None:
         self.expand = expand
 
     def derive(self, block: RawBlock) -> None:
+        """Compute label and weight; with `expand`, also the second row of a line."""
         clicks = block.columns["Click"].fill_null(-1).to_numpy()
         impressions = block.columns["Impression"].fill_null(0).to_numpy()
         block.reject(impressions < 1, "Impression", "is not a positive number", block.columns["Impression"])
@@ -60,8 +61,10 @@ class KDD12(TextFormat):
 
     @classmethod
     def add_arguments(cls, parser: argparse._ArgumentGroup) -> None:
+        """Add `--expand`."""
         parser.add_argument("--expand", action="store_true", help="rows with labels 0 and 1 instead of click rates")
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
+        """Return the format, with `--expand` or without."""
         return cls(expand=arguments.expand)

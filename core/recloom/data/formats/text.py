@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from recloom.data.formats.base import BadRow, Chunk, Column, RawBlock, RawFormat
+from recloom.data.formats.base import SHOWN, BadRow, Chunk, Column, RawBlock, RawFormat
 from recloom.data.formats.convert import convert, require
-from recloom.data.formats.files import bad_text, open_raw, read_raw, without_bad_text
-from recloom.errors import DataError
+from recloom.data.formats.files import bad_text, blank_lines, open_raw, read_into, row_lines, without_lines
+from recloom.errors import ComponentImportError, DataError
+from recloom.plugins import catalog
 
 _HEAD = 1 << 18
+_BLOCK = 1 << 20  # PyArrow is fastest when what it works on stays in the cache
 _TYPES = {"int": pa.int64(), "float": pa.float64()}
 
 
@@ -39,21 +43,22 @@ class TextFormat(RawFormat):
         binary_label: Whether labels other than 0 and 1 are bad rows.
     """
 
-    separator: ClassVar[str] = "\t"
-    quote: ClassVar[str] = ""
-    fields: ClassVar[tuple[Column, ...]] = ()
-    derived: ClassVar[tuple[Column, ...]] = ()
-    binary_label: ClassVar[bool] = True
+    separator: str = "\t"
+    quote: str = ""
+    fields: tuple[Column, ...] = ()
+    derived: tuple[Column, ...] = ()
+    binary_label: bool = True
 
     @property
     def columns(self) -> Sequence[Column]:
+        """The columns that become features, labels and so on."""
         return [column for column in (*self.fields, *self.derived) if column.role not in ("ignore", "raw")]
 
     def derive(self, block: RawBlock) -> None:
         """Compute further columns of `block` from those of the file, before bad rows are dropped."""
 
     def header(self, first: list[str]) -> list[str] | None:
-        """Return the names of the columns if `first`, the fields of the first line, are a header; None if they are data."""
+        """Return the columns' names if `first`, the fields of the first line, are a header; None if they are data."""
         names = [column.name for column in self.fields]
         return names if first == names else None
 
@@ -63,7 +68,7 @@ class TextFormat(RawFormat):
 
     # Looking at the first lines
 
-    def split_line(self, line: bytes) -> list[str]:
+    def split_line(self, line: bytes | bytearray) -> list[str]:
         """Return the fields of one line."""
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if not self.quote:
@@ -73,78 +78,93 @@ class TextFormat(RawFormat):
     def first_lines(self, path: Path) -> list[bytes]:
         """Return the whole lines at the start of `path`; DataError if it cannot be read or is empty."""
         with open_raw(path) as stream:
-            head = read_raw(stream, _HEAD, path, 1)
-        lines = head.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
+            head = bytearray(_HEAD)
+            del head[read_into(stream, memoryview(head), path, 1) :]
+        lines = bytes(head).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")] or lines
         if not whole:
             raise DataError(f"{path}: the file is empty")
         return whole
 
     def sniff(self, path: Path) -> None:
-        lines = [line for line in self.first_lines(path)[:20] if line.strip()]
-        found = [len(self.split_line(line)) for line in lines]
-        if lines and len(self.fields) not in found:
+        """Check the number of columns of the first lines."""
+        lines = self.first_lines(path)
+        if not self.fits(lines):
             raise DataError(
-                f"{path}, line 1: {found[0]} columns separated by {self.separator!r} "
+                f"{path}, line 1: {len(self.split_line(lines[0]))} columns separated by {self.separator!r} "
                 f"where the format {self.name!r} has {len(self.fields)}",
-                _other_formats(self, path),
+                _other_formats(lines),
             )
+
+    def fits(self, lines: Sequence[bytes]) -> bool:
+        """Return whether one of the first lines of a file has this format's number of columns."""
+        return any(len(self.split_line(line)) == len(self.fields) for line in lines[:20])
 
     # Cutting into pieces
 
     def chunks(self, path: Path, block_bytes: int) -> Iterator[Chunk]:
-        with path.open("rb") as raw, open_raw(path, raw) as stream:
-            rest, line, row, header = b"", 1, 0, None
-            while data := read_raw(stream, block_bytes, path, line):
-                data = rest + data
+        """Yield blocks of whole lines."""
+        with path.open("rb", buffering=0) as raw, open_raw(path, raw) as stream:
+            rest, line, row, header, last = b"", 1, 0, None, False
+            while not last:
+                data = bytearray(rest).ljust(len(rest) + block_bytes)
+                filled = len(rest) + read_into(stream, memoryview(data)[len(rest) :], path, line)
+                last = filled < len(data)
+                del data[filled:]
                 if header is None:
                     header, skipped = self._skip_header(data)
-                    data, line = data[skipped:], 2 if header else 1
-                    header = header or [column.name for column in self.fields]
-                end = self._cut(data)
+                    del data[:skipped]
+                    line, header = (2, header) if header else (1, [column.name for column in self.fields])
+                end = len(data) if last else self._cut(data)
                 if end == 0 and len(data) > 8 * block_bytes:
                     raise DataError(f"{path}, line {line}: no line end in {len(data):,} bytes", "Is it a text file?")
-                rest = data[end:]
-                if end:
-                    lines = data.count(b"\n", 0, end)
-                    yield Chunk(path, row, line, lines, data[:end], raw.tell(), header)
+                rest = bytes(data[end:])
+                del data[end:]
+                if data:
+                    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+                    yield Chunk(path, row, line, lines, data, raw.tell(), header)
                     line, row = line + lines, row + lines
-            if rest:
-                yield Chunk(path, row, line, rest.count(b"\n") + 1, rest, raw.tell(), header or ())
 
     def head(self, chunk: Chunk, rows: int) -> Chunk:
+        """Return the first `rows` lines."""
         end = 0
         for _ in range(rows):
-            end = chunk.data.index(b"\n", end) + 1
-        return Chunk(chunk.file, chunk.row, chunk.line, rows, chunk.data[:end], chunk.position, chunk.header)
+            end = chunk.data.find(b"\n", end) + 1 or len(chunk.data)
+        data = chunk.data[:end]
+        return replace(chunk, rows=rows, data=data[: self._cut(data)] if self.quote else data)
 
-    def _skip_header(self, data: bytes) -> tuple[list[str] | None, int]:
+    def _skip_header(self, data: bytearray) -> tuple[list[str] | None, int]:
         mark = 3 if data.startswith(b"\xef\xbb\xbf") else 0
         end = data.find(b"\n") + 1 or len(data)
         header = self.header(self.split_line(data[mark:end]))
         return header, end if header else mark
 
-    def _cut(self, data: bytes) -> int:
+    def _cut(self, data: bytearray) -> int:
         """Return the end of the last whole line; a line end between quotes does not count."""
-        end = data.rfind(b"\n") + 1
+        last = end = data.rfind(b"\n") + 1
         quote = self.quote.encode()
         while quote and end and data.count(quote, 0, end) % 2:
             end = data.rfind(b"\n", 0, end - 1) + 1
-        return end
+        return end or last  # no pairs at all: the quotes are part of values
 
     # Parsing
 
     def parse(self, chunk: Chunk) -> RawBlock:
+        """Parse a block of lines; when something does not convert, again as text, to find out what."""
         fields = [column for column in self.fields_of(chunk.header) if column.role != "ignore"]
         try:
-            block = self._read_columns(chunk, fields, _TYPES)
+            block = self._read_columns(chunk, fields, _TYPES, _BLOCK)
         except pa.ArrowInvalid:  # a value somewhere does not convert, or is not UTF-8: find the rows
-            block = self._read_columns(without_bad_text(chunk), fields, {})
-            for line, reason in bad_text(chunk):
-                block.bad.append(BadRow(str(chunk.file), line, "", reason))
-                block.bad_rows += 1
+            bad = bad_text(chunk)
+            block = self._read_columns(without_lines(chunk, [line for line, _ in bad]), fields, {}, len(chunk.data) + 1)
+            block.bad += [BadRow(str(chunk.file), line, "", reason) for line, reason in bad[:SHOWN]]
+            block.bad_rows += len(bad)
         for column in fields:
             convert(block, column)
+        return self.checked(block)
+
+    def checked(self, block: RawBlock) -> RawBlock:
+        """Return `block`, its columns converted, with derived columns, checked labels and without bad rows."""
         self.derive(block)
         for column in self.columns_of("label"):
             require(block, column.name)
@@ -157,21 +177,22 @@ class TextFormat(RawFormat):
         block.columns = {column.name: block.columns[column.name] for column in self.columns}
         return block
 
-    def _read_columns(self, chunk: Chunk, fields: Sequence[Column], types: dict[str, pa.DataType]) -> RawBlock:
-        bad: list[BadRow] = []
+    def _read_columns(
+        self, chunk: Chunk, fields: Sequence[Column], types: dict[str, pa.DataType], block_size: int
+    ) -> RawBlock:
+        wrong: list[BadRow] = []
         skipped: list[int] = []
 
         def on_invalid(row: Any) -> str:
-            line = chunk.line + row.number - 1
-            skipped.append(line)
-            if row.text.strip():  # a blank line is none
+            skipped.append(row.number - 1)
+            if len(wrong) < SHOWN:
                 reason = f"{row.actual_columns} columns where {row.expected_columns} are expected"
-                bad.append(BadRow(str(chunk.file), line, "", reason))
+                wrong.append(BadRow(str(chunk.file), row.number - 1, "", reason))
             return "skip"
 
         table = arrow_csv.read_csv(
-            pa.BufferReader(chunk.data),
-            arrow_csv.ReadOptions(use_threads=False, block_size=len(chunk.data) + 1, column_names=list(chunk.header)),
+            pa.BufferReader(pa.py_buffer(chunk.data)),
+            arrow_csv.ReadOptions(use_threads=False, block_size=block_size, column_names=list(chunk.header)),
             arrow_csv.ParseOptions(
                 delimiter=self.separator,
                 quote_char=self.quote or False,
@@ -186,28 +207,26 @@ class TextFormat(RawFormat):
                 strings_can_be_null=True,
             ),
         ).combine_chunks()
-        lines = np.arange(chunk.line, chunk.line + table.num_rows + len(skipped))
-        if skipped:
-            lines = np.delete(lines, np.array(skipped) - chunk.line)
+        lines = row_lines(chunk, self.quote, table.num_rows + len(skipped))
+        wrong = [replace(row, line=int(lines[row.line])) for row in wrong]
+        lines = np.delete(lines, skipped)
         columns = {column.name: _one(table.column(column.name)) for column in fields}
-        return RawBlock(chunk.file, chunk.row, chunk.line, lines, columns, bad, len(bad))
+        block = RawBlock(chunk.file, chunk.row, chunk.line, lines, columns, wrong, len(skipped))
+        if all(array.null_count for array in columns.values()):  # blank lines come as rows of nulls
+            block.take(np.flatnonzero(~np.isin(lines, blank_lines(chunk))))
+        return block
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def _other_formats(mine: RawFormat, path: Path) -> str:
-    """Return a hint naming the registered formats that `path` would be."""
-    from recloom.plugins import catalog
-
+def _other_formats(lines: Sequence[bytes]) -> str:
+    """Return a hint naming the registered formats that a file with these first lines could have."""
     fitting = []
     for entry in catalog().formats:
-        try:
+        with contextlib.suppress(ComponentImportError):
             other = entry.load()
-            if issubclass(other, TextFormat) and other.fields and not isinstance(mine, other):
-                other().sniff(path)
+            if issubclass(other, TextFormat) and other.fields and other().fits(lines):
                 fitting.append(entry.name)
-        except ValueError:
-            continue
-    return f"It looks like {' or '.join(repr(name) for name in fitting)}." if fitting else "Is it the right file?"
+    return f"It looks like {' or '.join(map(repr, fitting))}." if fitting else "Is it the right file?"

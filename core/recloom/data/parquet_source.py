@@ -1,0 +1,242 @@
+"""Blocks of rows from Parquet shards: whole row groups, whole columns, few copies. Imports no Lightning."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from recloom.batch import Batch, KeyedJaggedTensor
+from recloom.data.columns import arrow_schema
+from recloom.data.loader import BlockSource
+from recloom.data.manifest import Shard
+from recloom.errors import DataError
+from recloom.features import FeatureSchema, SparseFeature
+
+_PLAIN_ROWS = 65_536  # rows that a block gathers when nothing is shuffled
+_OPEN_FILES = 16
+_AGAIN = "Copy the shard again from where it came, or run `recloom prepare` again."
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a shard, or its first `rows` rows."""
+
+    file: str
+    index: int
+    rows: int
+
+
+class ParquetBlocks(BlockSource):
+    """One split of a shard directory as blocks: row groups drawn at random, their rows mixed.
+
+    Args:
+        directory: The shard directory.
+        schema: Its schema.
+        shards: The split's shards.
+        shuffle_rows: Rows of a block, gathered from whole row groups drawn at random in each epoch and then mixed; 0
+            keeps the order of the shards.
+        seed: Seed of the order.
+        limit_rows: Use only this many rows, the first ones; 0 uses all.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        schema: FeatureSchema,
+        shards: Sequence[Shard],
+        shuffle_rows: int = 0,
+        seed: int = 0,
+        limit_rows: int = 0,
+    ) -> None:
+        self._directory = directory
+        self._schema = schema
+        self._shuffle = shuffle_rows > 0
+        self._block_rows = shuffle_rows or _PLAIN_ROWS
+        self._seed = seed
+        self._groups: list[RowGroup] = []
+        left = limit_rows or sum(shard.rows for shard in shards)
+        for shard in shards:
+            for index, rows in enumerate(shard.row_groups):
+                if left > 0 and rows:
+                    self._groups.append(RowGroup(shard.file, index, min(rows, left)))
+                    left -= rows
+        self._plans: dict[int, list[list[RowGroup]]] = {}
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}, "_files": OrderedDict()}
+
+    def block_rows(self, epoch: int) -> Sequence[int]:
+        """Return the rows of each block of `epoch`."""
+        return [sum(group.rows for group in block) for block in self._blocks(epoch)]
+
+    def load(self, epoch: int, index: int) -> Batch:
+        """Read a block.
+
+        Raises:
+            DataError: A shard is missing, truncated or corrupt, is not of the schema, or has an id outside its table.
+        """
+        tables = [self._read(group) for group in self._blocks(epoch)[index]]
+        columns = {name: _joined([table[name] for table in tables]) for name in tables[0].column_names}
+        order = None
+        if self._shuffle:
+            order = np.random.default_rng([self._seed, epoch, index]).permutation(sum(map(len, tables)))
+        return to_batch(columns, self._schema, order)
+
+    def _blocks(self, epoch: int) -> list[list[RowGroup]]:
+        """Return the row groups of each block; kept for one epoch."""
+        if epoch not in self._plans:
+            groups = self._groups
+            if self._shuffle:
+                order = np.random.default_rng([self._seed, epoch]).permutation(len(groups))
+                groups = [groups[place] for place in order]
+            blocks: list[list[RowGroup]] = []
+            room = 0
+            for group in groups:
+                if room <= 0:
+                    blocks.append([])
+                    room = self._block_rows
+                blocks[-1].append(group)
+                room -= group.rows
+            self._plans = {epoch: blocks}
+        return self._plans[epoch]
+
+    def _read(self, group: RowGroup) -> pa.Table:
+        """Return the columns of a row group, checked."""
+        path = self._directory / group.file
+        where = f"{path}, row group {group.index}"
+        try:
+            table = self._open(group.file).read_row_group(group.index, use_threads=False)
+        # pyarrow raises OSError, ArrowInvalid (a ValueError), IndexError, ... by where the file is broken
+        except (OSError, pa.ArrowException, IndexError, EOFError) as error:
+            cause = str(error).strip().split("\n")[0]
+            raise DataError(f"{where}: the shard cannot be read: {cause}", _AGAIN) from error
+        if table.num_rows < group.rows:
+            raise DataError(f"{where}: {table.num_rows} rows where the manifest has {group.rows}", _AGAIN)
+        wanted = arrow_schema(self._schema)
+        names = [*wanted.names, *(name for name in table.column_names if name.endswith(":weight"))]
+        for field in wanted:
+            if field.name not in table.column_names:
+                raise DataError(f"{path}: the schema's column {field.name!r} is missing", _AGAIN)
+            if table[field.name].type != field.type:
+                found = table[field.name].type
+                raise DataError(f"{path}: column {field.name!r} is {found}, it should be {field.type}", _AGAIN)
+        table = table.select(names)
+        if group.rows < table.num_rows:
+            table = table.slice(0, group.rows)
+        for name in names:
+            if table[name].null_count:
+                raise DataError(f"{where}: column {name!r} has {table[name].null_count} empty values", _AGAIN)
+        for feature in self._schema.sparse:
+            _check_ids(feature, table[feature.name], where)
+        return table
+
+    def _open(self, file: str) -> pq.ParquetFile:
+        if file not in self._files:
+            self._files[file] = pq.ParquetFile(self._directory / file, page_checksum_verification=True)
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(file)
+        return self._files[file]
+
+
+def to_batch(columns: dict[str, pa.Array], schema: FeatureSchema, order: np.ndarray | None = None) -> Batch:
+    """Return the columns of a shard as a batch, with the rows in `order` (None: as they are)."""
+    taken = slice(None) if order is None else order
+    count = len(columns[schema.labels[0]])
+
+    def floats(names: Sequence[str]) -> np.ndarray:
+        matrix = np.empty((count, len(names)), np.float32)
+        for place, name in enumerate(names):
+            matrix[:, place] = columns[name].to_numpy()[taken]
+        return matrix
+
+    def column(name: str) -> torch.Tensor | None:
+        return torch.from_numpy(columns[name].to_numpy()[taken].copy()) if name else None
+
+    labels = torch.from_numpy(floats(schema.labels))
+    group = column(schema.group)
+    return Batch(
+        dense_features=torch.from_numpy(floats([feature.name for feature in schema.dense])),
+        sparse_features=_sparse(columns, schema, count, order),
+        labels=labels.squeeze(1) if len(schema.labels) == 1 else labels,
+        weights=column(schema.weight),
+        timestamps=column(schema.timestamp),
+        extras={} if group is None else {"group": group},
+    )
+
+
+def _sparse(
+    columns: dict[str, pa.Array], schema: FeatureSchema, count: int, order: np.ndarray | None
+) -> KeyedJaggedTensor:
+    """Return the ids of all features; as F x B when all of them are one-hot."""
+    names = schema.sparse_names
+    if schema.one_hot:
+        ids = np.empty((len(names), count), np.int64)
+        for place, name in enumerate(names):
+            ids[place] = columns[name].to_numpy() if order is None else columns[name].to_numpy()[order]
+        return KeyedJaggedTensor(names, torch.from_numpy(ids))
+    weighted = any(f"{name}:weight" in columns for name in names)
+    lengths = np.ones((len(names), count), np.int64)
+    values: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    for place, name in enumerate(names):
+        array = columns[name]
+        if not pa.types.is_list(array.type):
+            values.append(array.to_numpy() if order is None else array.to_numpy()[order])
+            weights.append(np.ones(count if weighted else 0, np.float32))
+            continue
+        offsets = array.offsets.to_numpy()
+        sizes = np.diff(offsets)
+        lengths[place] = sizes if order is None else sizes[order]
+        inner = _inner(offsets, lengths[place], order)
+        values.append(array.values.to_numpy()[inner])
+        if f"{name}:weight" in columns:
+            weights.append(columns[f"{name}:weight"].flatten().to_numpy()[_rebased(inner, offsets[0])])
+        elif weighted:
+            weights.append(np.ones(len(values[-1]), np.float32))
+    return KeyedJaggedTensor(
+        names,
+        torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+        lengths=torch.from_numpy(lengths.reshape(-1)),
+        weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
+    )
+
+
+def _inner(offsets: np.ndarray, lengths: np.ndarray, order: np.ndarray | None) -> slice | np.ndarray:
+    """Return the places, among a list column's values, of the values of its rows in `order`."""
+    if order is None:
+        return slice(int(offsets[0]), int(offsets[-1]))
+    ends = np.cumsum(lengths)
+    starts = offsets[:-1][order].astype(np.int64) - (ends - lengths)
+    return np.repeat(starts, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _rebased(inner: slice | np.ndarray, start: int) -> slice | np.ndarray:
+    return slice(inner.start - start, inner.stop - start) if isinstance(inner, slice) else inner - start
+
+
+def _joined(parts: Sequence[pa.ChunkedArray]) -> pa.Array:
+    """Return one array of the chunks of `parts`, without a copy if there is just one chunk."""
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+def _check_ids(feature: SparseFeature, column: pa.ChunkedArray, where: str) -> None:
+    """Raise DataError unless all ids lie in the feature's table."""
+    for chunk in column.chunks:
+        ids = (chunk.flatten() if pa.types.is_list(chunk.type) else chunk).to_numpy()
+        if len(ids) and not (ids.min() >= 0 and ids.max() < feature.num_embeddings):
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise DataError(
+                f"{where}: feature {feature.name!r} has the id {wrong}, outside its table of {feature.num_embeddings:,}",
+                "schema.json and the shards are not of the same run. " + _AGAIN,
+            )

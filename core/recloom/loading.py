@@ -1,0 +1,75 @@
+"""Models outside of a training run: built from a config file, with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
+
+from recloom import checkpoint
+from recloom.cli import mention, problems
+from recloom.errors import DataError, RecloomError
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise a RecloomError about `message`."""
+        raise problems.explain(message)
+
+
+def build_model(config: Path, schema: dict[str, Any] | None = None) -> pl.LightningModule:
+    """Return the model of a config file, with initial weights.
+
+    Args:
+        config: A YAML file as `recloom fit` takes it, or a run's config.yaml.
+        schema: The data's schema; by default that of the config's data module.
+
+    Raises:
+        RecloomError: The file has no model, or one that cannot be built.
+    """
+    document = _document(config, "model")
+    if schema is None:
+        schema = build_data(config).schema  # type: ignore[attr-defined]
+    init_args = {**(document["model"].get("init_args") or {}), "schema": schema}
+    return _instantiate({**document["model"], "init_args": init_args}, pl.LightningModule)
+
+
+def build_data(config: Path) -> pl.LightningDataModule:
+    """Return the data module of a config file; RecloomError when it has none."""
+    return _instantiate(_document(config, "data")["data"], pl.LightningDataModule)
+
+
+def load_trained(config: Path, ckpt_path: Path) -> pl.LightningModule:
+    """Return the model of `config` with the weights and the schema of the checkpoint at `ckpt_path`, in eval mode."""
+    state = checkpoint.read(ckpt_path)
+    schema = state.get("hyper_parameters", {}).get("schema")
+    if schema is None:
+        raise DataError(f"{ckpt_path}: it holds no feature schema", "Use a checkpoint that `recloom fit` wrote.")
+    model = build_model(config, schema)
+    model.configure_model()
+    checkpoint.load_weights(model, ckpt_path)
+    return model.eval()
+
+
+def _document(config: Path, part: str) -> dict[str, Any]:
+    document = mention.read_yaml(config)
+    section = document.get(part) if isinstance(document, dict) else None
+    if isinstance(section, str):
+        document[part] = {"class_path": section}
+    elif not isinstance(section, dict) or "class_path" not in section:
+        raise RecloomError(f"{config}: no {part} is configured", f"It needs `{part}:` with a `class_path`.")
+    mention.load_mentioned([str(config)])
+    return document
+
+
+def _instantiate(section: dict[str, Any], base: type) -> Any:
+    parser = _Parser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "it", required=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"it": section})).it
+    except RecloomError:
+        raise
+    except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, ... by what is wrong
+        raise problems.explain(str(error)) from error
