@@ -10,10 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from recloom.cli import mention, problems, quiet, rundir
 from recloom.cli.callbacks import CheckpointConfig, PredictionWriter, ProgressBar, RunReport, checkpoint_callbacks
 from recloom.cli.loggers import run_loggers
 from recloom.errors import RecloomError
+from recloom.plugins import catalog
 
 DESCRIPTION = {
     "fit": "Train a model. The run's folder gets its config, checkpoints, metrics and report.",
@@ -27,7 +30,9 @@ class RecloomParser(LightningArgumentParser):
     """Tells one cause, one hint and the nearest names instead of all that was tried."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise a RecloomError about `message`."""
+        """Raise a RecloomError about `message`; a nested parser's message reaches the outermost one."""
+        if not self.exit_on_error:
+            return super().error(message, ex)
         raise problems.explain(message)
 
 
@@ -55,7 +60,7 @@ class RecloomCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=RecloomParser,
-            parser_kwargs={command: {"description": DESCRIPTION[command]}},
+            parser_kwargs={command: {"description": DESCRIPTION[command], "allow_abbrev": False}},
             args=[command, *argv],
         )
 
@@ -97,7 +102,11 @@ class RecloomCLI(LightningCLI):
             kwargs["logger"] = run_loggers(self.run_dir) if wanted else False
         given = trainer.get("callbacks") or []
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._callbacks(config, trainer)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            strategies = [entry.name for entry in catalog().strategies]
+            raise RecloomError(f"trainer: {error}", f"recloom's own strategies: {', '.join(strategies)}.") from error
 
     def _callbacks(self, config: Any, trainer: Any) -> list[pl.Callback]:
         found: list[pl.Callback] = []

@@ -33,7 +33,7 @@ class SyntheticClicks(BlockDataModule):
         multi_hot: Mean bag length of the categories that are bags, by name: {c8: 3, c9: 5}. Unset: these two, as far
             as they exist. {}: none.
         zipf: Exponent of the ids' popularity: id i is drawn in proportion to 1 / (i + 1)^zipf.
-        num_pairs: Pairs of categories that interact, drawn from the half of all pairs with the fewest combinations of ids.
+        num_pairs: Pairs of categories that interact, drawn from the half of all pairs with the fewest combinations.
         pair_rank: Rank of an interaction.
         interaction: Share of the logit's variance that interactions make, out of reach for logistic regression.
         cross: Share of the interactions' variance that is of third order or dense-times-category.
