@@ -110,17 +110,18 @@ class KeyedJaggedTensor:
         )
 
     def rows(self, start: int, end: int) -> KeyedJaggedTensor:
-        """Return samples start..end-1 of every feature."""
+        """Return samples start..end-1 of every feature, with int64 ids: a block to be cut may hold them as int32."""
         count = len(self.keys)
         if self.one_hot:
             weights = None if self.weights is None else self.weights.view(count, -1)[:, start:end].reshape(-1)
-            return KeyedJaggedTensor(self.keys, self.values.view(count, -1)[:, start:end], weights=weights)
+            values = self.values.view(count, -1)[:, start:end].to(torch.int64)
+            return KeyedJaggedTensor(self.keys, values, weights=weights)
         firsts = torch.arange(count, device=self.values.device) * self.stride
         cuts = zip(self.offsets[firsts + start].tolist(), self.offsets[firsts + end].tolist(), strict=True)
         pieces = [slice(first, last) for first, last in cuts]
         return KeyedJaggedTensor(
             self.keys,
-            torch.cat([self.values[piece] for piece in pieces]),
+            torch.cat([self.values[piece] for piece in pieces]).to(torch.int64),
             lengths=self.lengths.view(count, -1)[:, start:end].reshape(-1),
             weights=None if self.weights is None else torch.cat([self.weights[piece] for piece in pieces]),
         )

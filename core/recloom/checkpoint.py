@@ -13,24 +13,36 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from recloom import shards
 from recloom.errors import DataError, RecloomError
 
 RANDOM_STATE = "recloom_random_state"
 
 
-def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read(path: str | Path, map_location: Any = "cpu", whole: bool = True) -> dict[str, Any]:
     """Return the checkpoint at `path`.
+
+    Args:
+        path: The file.
+        map_location: As in `torch.load`.
+        whole: Put tensors that the checkpoint of a sharded run keeps beside its file into what is returned.
 
     Raises:
         DataError: There is none, it is truncated, or it holds objects that only unpickling could build.
     """
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        found = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no checkpoint here", "Name a .ckpt file of a run's checkpoints folder.") from None
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by how the file is broken
         cause = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: not a checkpoint that can be read safely: {cause}", "Use an earlier one.") from error
+    return shards.complete(found, path) if whole else found
+
+
+def consolidate(source: str | Path, target: str | Path) -> None:
+    """Write the checkpoint at `source`, sharded or not, as one plain file at `target`."""
+    shards.write_file(read(source), Path(target))
 
 
 def to_primitives(value: Any) -> Any:

@@ -13,11 +13,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recloom import checkpoint, metrics
+from recloom import checkpoint, metrics, shards
 from recloom.batch import Batch
 from recloom.features import FeatureSchema
 from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter
 from recloom.plugins import host
+from recloom.strategy import prepare_for_ddp
 
 
 class Interaction(nn.Module, ABC):
@@ -97,10 +98,11 @@ class RankingModule(LightningModule, ABC):
     # Lightning's hooks
 
     def configure_model(self) -> None:
-        """Let plugins wrap layers, once."""
+        """Let plugins wrap layers, once; then tell DistributedDataParallel which tensors are not its own."""
         if not self._configured:
             self._configured = True
             host().hook.configure_module(module=self)
+            prepare_for_ddp(self)
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer over dense and sparse groups, with the learning-rate policy if there is one."""
@@ -148,7 +150,10 @@ class RankingModule(LightningModule, ABC):
         checkpoint.add_extras(checkpoint_)
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
-        """Remember the random state, for when training goes on."""
+        """Fill in what a sharded run keeps beside the file; remember the random state, for when training goes on."""
+        if shards.KEY in checkpoint_:
+            assert self.trainer.ckpt_path is not None
+            shards.complete(checkpoint_, self.trainer.ckpt_path)
         self._resumed_from = checkpoint_
 
     # Steps

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from recloom import checkpoint as checkpoints
 from recloom import dcp
 from recloom.dcp import RowSpans
 
@@ -81,11 +80,6 @@ def complete(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
         place, key = _place(checkpoint, name)
         place[key] = whole
     return checkpoint
-
-
-def consolidate(source: str | Path, target: str | Path) -> None:
-    """Write the checkpoint at `source`, sharded or not, as one plain file at `target`."""
-    write_file(complete(checkpoints.read(source), source), Path(target))
 
 
 def remove(path: Path) -> None:

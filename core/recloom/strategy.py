@@ -125,7 +125,7 @@ class RecloomStrategy(DDPStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the checkpoint's file; the shards are read when there is memory to put them in."""
-        loaded = checkpoints.read(checkpoint_path)
+        loaded = checkpoints.read(checkpoint_path, whole=False)
         if self._sharded():
             self._shards = shards.take_folder(loaded, Path(checkpoint_path))
         else:

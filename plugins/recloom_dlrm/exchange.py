@@ -95,7 +95,7 @@ def share_failure(group: Groups) -> None:
 
 def _gather(group: Groups, row: list[int]) -> list[list[int]]:
     table = torch.empty(group.world_size, len(row), dtype=torch.int64)
-    dist.all_gather_into_tensor(table.view(-1), torch.tensor(row), group=group.counts)
+    dist.all_gather(list(table.unbind(0)), torch.tensor(row), group=group.counts)
     return table.tolist()
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recloom.linear import Linear
+
 
 class MLP(nn.Sequential):
     """Linear layers with a ReLU after each one, or after each but the last.
@@ -40,7 +42,7 @@ class MLP(nn.Sequential):
 
 
 def _linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
+    layer = Linear(in_features, out_features)
     with torch.no_grad():
         layer.weight.normal_(0.0, math.sqrt(2.0 / (in_features + out_features)))
         layer.bias.normal_(0.0, math.sqrt(1.0 / out_features))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from recloom import rowgrad
@@ -13,7 +15,7 @@ from recloom.dcp import RowSpans
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedEmbeddingBag, init_rows
 from recloom.errors import RecloomError, unknown
 from recloom.rowlayout import RowLayout, stack_layout
-from recloom.strategy import mark_sharded
+from recloom.strategy import RecloomStrategy, mark_sharded
 from recloom_dlrm import exchange
 from recloom_dlrm.planner import Sharding, ShardingPlan, make_plan
 from recloom_dlrm.routing import Router
@@ -225,3 +227,24 @@ def _place_first(module: nn.Module, *_: object) -> None:
     assert isinstance(module, ShardedEmbeddingBag)
     if module.plan is None:
         module.place()
+
+
+def place_tables(module: LightningModule) -> None:
+    """Place every ShardedEmbeddingBag in `module`.
+
+    Raises:
+        RecloomError: There are several ranks, and the trainer's strategy would save rank 0's rows only.
+    """
+    found = [child for child in module.modules() if isinstance(child, ShardedEmbeddingBag)]
+    if not found:
+        return
+    strategy = module.trainer.strategy
+    if dist.is_initialized() and dist.get_world_size() > 1 and not isinstance(strategy, RecloomStrategy):
+        raise RecloomError(
+            f"{type(strategy).__name__} cannot save tables that are sharded over ranks", "Use --trainer.strategy hybrid."
+        )
+    for collection in found:
+        collection.place()
+        if collection.world_size > 1:
+            assert collection.plan is not None
+            rank_zero_info(f"embedding tables over {collection.world_size} ranks:\n{collection.plan.report()}")

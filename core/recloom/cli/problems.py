@@ -15,6 +15,7 @@ _UNKNOWN = re.compile(
     r"|Unexpected (?:key|argument)[^']*'(?P<key>[^']+)'"
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
+_GIVEN = re.compile(r"\. Got value: Namespace\(class_path='(?P<path>[^']+)'")
 _NAME = re.compile(r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)")
 _VALUE = re.compile(r"Given value: (?P<value>.+)")
 _KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\"")
@@ -29,7 +30,9 @@ def explain(message: str) -> RecloomError:
     if unknown_options:
         last = unknown_options[-1]
         name = (last["argument"] or last["option"] or last["key"]).lstrip("-").partition("=")[0]
-        return _unknown_option(name, classes[-1] if classes else "", where)
+        inside = _GIVEN.match(message, last.end())  # a factory's own option: its class follows
+        owner = inside["path"] if inside else classes[-1] if classes else ""
+        return _unknown_option(name, owner, where)
     names = [match["name"] for match in _NAME.finditer(message) if match["name"]]
     if names:
         known = [e.name for e in catalog().entries() if e.kind not in ("command", "benchmark", "experiment", "raw format")]

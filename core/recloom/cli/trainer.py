@@ -60,7 +60,7 @@ class RecloomCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=RecloomParser,
-            parser_kwargs={command: {"description": DESCRIPTION[command], "allow_abbrev": False}},
+            parser_kwargs={"allow_abbrev": False, command: {"description": DESCRIPTION[command]}},
             args=[command, *argv],
         )
 

@@ -13,7 +13,7 @@ from recloom.features import FeatureSchema
 
 
 def to_batch(columns: dict[str, pa.Array], schema: FeatureSchema, order: np.ndarray | None = None) -> Batch:
-    """Return the columns of a shard as a batch, with the rows in `order` (None: as they are)."""
+    """Return the columns of a shard as a block of int32 ids, with the rows in `order` (None: as they are)."""
     taken = slice(None) if order is None else order
     count = len(columns[schema.labels[0]])
 
@@ -44,7 +44,7 @@ def _sparse(
     """Return the ids of all features; as F x B when all of them are one-hot."""
     names = schema.sparse_names
     if schema.one_hot:
-        ids = np.empty((len(names), count), np.int64)
+        ids = np.empty((len(names), count), np.int32)
         for place, name in enumerate(names):
             ids[place] = columns[name].to_numpy() if order is None else columns[name].to_numpy()[order]
         return KeyedJaggedTensor(names, torch.from_numpy(ids))
@@ -69,7 +69,7 @@ def _sparse(
             weights.append(np.ones(len(values[-1]), np.float32))
     return KeyedJaggedTensor(
         names,
-        torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+        torch.from_numpy(np.concatenate(values, dtype=np.int32)),
         lengths=torch.from_numpy(lengths.reshape(-1)),
         weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
     )

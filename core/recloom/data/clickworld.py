@@ -103,7 +103,7 @@ class ClickWorld:
             dense_features=dense,
             sparse_features=KeyedJaggedTensor(
                 [f"c{f}" for f in range(len(ids))],
-                torch.cat(ids),
+                torch.cat(ids).int(),
                 lengths=None if one_hot else torch.cat([ones if length is None else length for length in lengths]),
             ),
             labels=(chance < probability).float(),

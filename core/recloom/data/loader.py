@@ -33,7 +33,10 @@ class BlockSource(ABC):
 
     @abstractmethod
     def load(self, epoch: int, index: int) -> Batch:
-        """Return block number `index` of that order; the same rows whenever and wherever it is called."""
+        """Return block number `index` of that order; the same rows whenever and wherever it is called.
+
+        Its ids may be int32, which halves what workers send; batches have int64.
+        """
 
 
 class BatchLoader:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recloom.errors import DataError
@@ -74,7 +75,7 @@ class CategoryCounts:
         self._compact()
         if self._merged is not None:
             path = self.path.with_suffix(f".{len(self._spills)}.counts")
-            self._merged.sort("key").write_parquet(path, compression="lz4", row_group_size=65_536)
+            _save(self._merged.sort("key"), path, "lz4")
             self._spills.append(path)
             self._spilled_rows += self._merged.height
             self._merged, self.nbytes = None, 0
@@ -138,10 +139,7 @@ class CategoryCounts:
             .with_row_index("id")
             .select("value", "count", pl.col("id").cast(pl.Int32))
         )
-        with self.path.open("wb") as file:
-            table.write_parquet(file, compression="zstd", compression_level=3)
-            file.flush()
-            os.fsync(file.fileno())
+        _save(table, self.path, "zstd")
         keys = frame["key"].to_numpy()
         order = np.argsort(keys, kind="stable")
         return Vocabulary(keys[order], (order + 1).astype(np.int32))
@@ -180,6 +178,14 @@ class Vocabulary:
         ids = np.empty(len(keys), np.int32)
         ids[order] = np.where(self.keys[place] == wanted, self.ids[place], 0)
         return ids
+
+
+def _save(frame: pl.DataFrame, path: Path, compression: str) -> None:
+    """Write `frame` as Parquet, to the disk; OSError when that fails (Polars' own writer hides it)."""
+    with path.open("wb") as file:
+        pq.write_table(frame.to_arrow(), file, row_group_size=65_536, compression=compression, use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sum(counts: pl.LazyFrame) -> pl.LazyFrame:
