@@ -196,7 +196,7 @@ def read_index(folder: Path) -> dcpmeta.Metadata:
             found = _IndexUnpickler(file).load()
     except FileNotFoundError:
         raise DataError(
-            f"{folder}: the shards of this checkpoint are not here", "Copy the .ckpt.shards folder beside the .ckpt file."
+            f"{folder}: the shards of this checkpoint are not here", "Copy the .ckpt.shards folder beside the file."
         ) from None
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
         raise DataError(f"{folder}: not an index that can be read safely: {error}", "Use an earlier one.") from error
@@ -205,9 +205,7 @@ def read_index(folder: Path) -> dcpmeta.Metadata:
     return found
 
 
-def save(
-    folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]], group: dist.ProcessGroup | None = None
-) -> None:
+def save(folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]], group: dist.ProcessGroup | None = None) -> None:
     """Write every rank's rows of `tensors` into `folder`, on all ranks together; returns when all are on disk.
 
     Args:

@@ -6,7 +6,7 @@ import functools
 import os
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -48,9 +48,12 @@ class PluginHost:
         builtin.register(self.catalog)
         disabled = {name.strip() for name in os.environ.get("RECLOOM_DISABLE_PLUGINS", "").split(",")} - {""}
         found = entry_points(group=GROUP) if points is None else points
-        # pluggy calls the latest registered first: load in reverse, so that hooks run in alphabetical order
-        for point in sorted(found, key=lambda p: p.name, reverse=True):
-            self.plugins.append(self._load(point, disabled))
+        # pluggy calls the latest registered first: import in reverse, so that hooks run in alphabetical order
+        ordered = sorted(found, key=lambda point: point.name, reverse=True)
+        loaded = [(point, *self._load(point, disabled)) for point in ordered]
+        # recloom's own plugins name their components first: whoever clashes with them is the one left out
+        for point, info, plugin in sorted(reversed(loaded), key=lambda item: not _ours(item[0])):
+            self.plugins.append(info if plugin is None else self._fill(point.name, info, plugin))
         self.plugins.sort(key=lambda info: info.name)
 
     @property
@@ -58,27 +61,39 @@ class PluginHost:
         """The hook caller: `host.hook.summarize(module=module)`."""
         return self.manager.hook
 
-    def _load(self, point: EntryPoint, disabled: set[str]) -> PluginInfo:
-        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+    def _load(self, point: EntryPoint, disabled: set[str]) -> tuple[PluginInfo, Any]:
+        """Import a plugin and register its hooks; the plugin is None if that failed."""
+        info = PluginInfo(point.name, f"{point.dist.name} {point.dist.version}" if point.dist else "unknown")
         if point.name in disabled:
-            return PluginInfo(point.name, origin, error="left out by RECLOOM_DISABLE_PLUGINS")
-        plugin: Any = None
+            return replace(info, error="left out by RECLOOM_DISABLE_PLUGINS"), None
         try:
             plugin = point.load()
-            scratch = Catalog(point.name)
             self.manager.register(plugin, name=point.name)
+        # A plugin is somebody else's code: whatever it raises (even SystemExit) is its error, not ours.
+        except (Exception, SystemExit) as error:
+            return _failed(info, error), None
+        return replace(info, summary=(plugin.__doc__ or "").strip().split("\n")[0]), plugin
+
+    def _fill(self, name: str, info: PluginInfo, plugin: Any) -> PluginInfo:
+        """Let a plugin name its components, all or none."""
+        scratch = Catalog(name)
+        try:
             if not hasattr(plugin, "register"):
                 raise AttributeError("it has no register(catalog) function marked with recloom.hookimpl")
             plugin.register(scratch)
             self.catalog.merge(scratch)
-        # A plugin is somebody else's code: whatever it raises (even SystemExit) is its error, not ours.
         except (Exception, SystemExit) as error:
-            if plugin is not None and self.manager.is_registered(plugin):
-                self.manager.unregister(plugin)
-            return PluginInfo(
-                point.name, origin, error=f"{type(error).__name__}: {error}", details=traceback.format_exc()
-            )
-        return PluginInfo(point.name, origin, summary=(plugin.__doc__ or "").strip().split("\n")[0])
+            self.manager.unregister(plugin)
+            return _failed(info, error)
+        return info
+
+
+def _ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == "recloom"
+
+
+def _failed(info: PluginInfo, error: BaseException) -> PluginInfo:
+    return replace(info, error=f"{type(error).__name__}: {error}", details=traceback.format_exc())
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -64,7 +64,6 @@ class RecloomStrategy(DDPStrategy):
     Args:
         process_group_backend: gloo, nccl, ...; by default what suits the accelerator.
         timeout: How long a collective waits for the other ranks.
-        start_method: How processes are started on one machine: popen, spawn, fork or forkserver.
         find_unused_parameters: As in DistributedDataParallel: for models whose loss leaves parameters out.
     """
 
@@ -72,13 +71,11 @@ class RecloomStrategy(DDPStrategy):
         self,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
-        start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         find_unused_parameters: bool = False,
     ) -> None:
         super().__init__(
             process_group_backend=process_group_backend,
             timeout=timeout,
-            start_method=start_method,
             find_unused_parameters=find_unused_parameters,
         )
         self._shards: Path | None = None
@@ -201,6 +198,6 @@ def _sharded_states(optimizers: list[Optimizer]) -> Iterator[tuple[int, int, nn.
 
 def _rows(name: str, whole: Tensor, parameter: Tensor, spans: RowSpans) -> Tensor:
     if whole.shape != (spans.total, *parameter.shape[1:]):
-        here = (spans.total, *parameter.shape[1:])
-        raise DataError(f"{name} is {tuple(whole.shape)} in the checkpoint, {here} here", "Use the run's own config.yaml.")
+        sizes = f"{tuple(whole.shape)} in the checkpoint, {(spans.total, *parameter.shape[1:])} here"
+        raise DataError(f"{name} is {sizes}", "Use the run's own config.yaml.")
     return spans.take(whole)

@@ -58,7 +58,7 @@ class ShardingPlan:
     world_size: int
 
     def spans(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """Return (first row, number of rows) of each stretch on `rank`, in the weight that holds all tables in order."""
+        """Return (first row, number of rows) of each stretch on `rank`, as rows of all tables one after the other."""
         starts = accumulate((plan.table.num_embeddings for plan in self.tables), initial=0)
         found = ((start, plan.rows(rank)) for start, plan in zip(starts, self.tables, strict=False))
         return tuple((start + first, count) for start, (first, count) in found if count)
@@ -73,15 +73,15 @@ class ShardingPlan:
             rows = f"{table.num_embeddings:,}"
             lines.append((table.name, rows, str(table.embedding_dim), size, f"{plan.lookups:g}", plan.kind, where))
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        right = {1, 2, 3, 4}
         shown = [
-            "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            "  ".join(cell.rjust(widths[i]) if 1 <= i <= 4 else cell.ljust(widths[i]) for i, cell in enumerate(line))
             for line in lines
         ]
         for rank in range(self.world_size):
             parts = [(plan, plan.rows(rank)[1] / plan.table.num_embeddings) for plan in self.tables]
             size = f"{sum(plan.bytes * part for plan, part in parts) / 1e6:,.1f}"
-            shown.append(f"rank {rank}: {size} MB, {sum(plan.lookups * part for plan, part in parts):.3g} lookups a sample")
+            lookups = f"{sum(plan.lookups * part for plan, part in parts):.3g}"
+            shown.append(f"rank {rank}: {size} MB, {lookups} lookups a sample")
         return "\n".join(line.rstrip() for line in shown)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from recloom import rowgrad
+from recloom import rowgrad, rowkernels
 from recloom.dcp import RowSpans
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedEmbeddingBag, init_rows
 from recloom.errors import RecloomError, unknown
@@ -57,12 +57,15 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
         self.rank = 0
         self.batch_share = 1.0
         """R times this rank's share of the samples of the last batch: 1 when all ranks have equally many."""
-        rows = sum(table.num_embeddings for table in self.tables)
-        self.weight = nn.Parameter(torch.empty(rows, self.one_width(), device="meta"))
-        self.register_load_state_dict_pre_hook(_place_first)
+        self.output_dim = self.one_width()
+        self.weight: nn.Parameter = nn.UninitializedParameter()
+        rowgrad.row_gradients(self.weight)
+        self.register_load_state_dict_pre_hook(_place_first)  # type: ignore[no-untyped-call]
 
     @classmethod
-    def replacing(cls, fused: FusedEmbeddingBag, sharding: Sharding, overrides: dict[str, str], lookups: dict[str, float]) -> ShardedEmbeddingBag:
+    def replacing(
+        cls, fused: FusedEmbeddingBag, sharding: Sharding, overrides: dict[str, str], lookups: dict[str, float]
+    ) -> ShardedEmbeddingBag:
         """Return a collection with the tables and values of `fused`, to be placed."""
         made = cls(fused.tables, 0, sharding, overrides, lookups)
         made.weight = fused.weight
@@ -79,15 +82,22 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
         """Number of ranks that hold the tables."""
         return 1 if self.plan is None else self.plan.world_size
 
-    def place(self) -> None:
-        """Take this rank's rows: draw them, or copy them where all were held. All ranks together; once.
+    def place(self, world_size: int | None = None) -> bool:
+        """Take this rank's rows: draw them, or keep its part where all were held. All ranks together.
+
+        Args:
+            world_size: 1 to hold all rows on every rank; by default they are shared out over all ranks.
+
+        Returns:
+            Whether anything was done: False if the rows are placed so already.
 
         Raises:
             RecloomError: The tables are spread over another number of ranks already.
         """
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        world = world if world_size is None else world_size
         if self.plan is not None and self.world_size == world:
-            return
+            return False
         if self.world_size > 1:
             raise RecloomError(
                 f"tables are sharded over {self.world_size} ranks, and there are {world} now",
@@ -95,28 +105,27 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
             )
         plan = make_plan(self.tables, world, *self.options)
         self.rank = dist.get_rank() if world > 1 else 0
-        spans = RowSpans(self.weight.shape[0], plan.spans(self.rank))
-        if self.plan is None:
-            rows = self._drawn(plan)
+        spans = RowSpans(sum(table.num_embeddings for table in self.tables), plan.spans(self.rank))
+        if isinstance(self.weight, nn.UninitializedParameter):
+            self.weight.materialize((spans.rows, self.output_dim))
+            self._draw(plan)
         else:
-            rows = spans.take(self.weight.detach())
-        self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
-        rowgrad.row_gradients(self.weight)
+            self.weight.data = spans.take(self.weight.detach())
+        self._rows = {kind: RowLayout(("rows",), (0,), (spans.rows,), (kind,), (0,)) for kind in ("sum", "weighted")}
+        self._routers = {}
+        self.plan = plan
         if world > 1:
             mark_sharded(self.weight, spans)
             exchange.groups()
-        self._rows = {kind: RowLayout(("rows",), (0,), (spans.rows,), (kind,), (0,)) for kind in ("sum", "weighted")}
-        self.plan = plan
-        self._routers = {}
+        return True
 
-    def _drawn(self, plan: ShardingPlan) -> Tensor:
-        rows = torch.empty(sum(count for _, count in plan.spans(self.rank)), self.output_dim)
+    def _draw(self, plan: ShardingPlan) -> None:
+        rowkernels.advise_huge_pages(self.weight)
         start = 0
         for table in plan.tables:
             first, count = table.rows(self.rank)
-            init_rows(rows[start : start + count], table.table, self.seed, first)
+            init_rows(self.weight.detach()[start : start + count], table.table, self.seed, first)
             start += count
-        return rows
 
     def forward(self, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Return the pooled rows, B x F x D; see the base class. All ranks together, with batches of any sizes.
@@ -180,15 +189,14 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
             bounds = torch.cat([received.new_zeros(1), received.cumsum(0)])
         scales = None
         if routed.weights is not None:
-            scales = exchange.SendWeights.apply(routed.weights, group, routed.values_to, values_from)
+            args = (routed.weights, group, routed.values_to, values_from)
+            scales = exchange.SendWeights.apply(*args)  # type: ignore[no-untyped-call]
         owned = self._rows["sum" if scales is None else "weighted"]
         pooled = rowgrad.lookup(self.weight, rows.wait(), bounds, scales, owned).squeeze(1)
         shape = (layout.num_features, samples)
-        link = exchange.Pooled(
-            group, parts_from, routed.parts_to, routed.bag, shape, offsets is None, routed.scale
-        )
-        buffer = exchange.SendPooled.apply(pooled, link)
-        return lambda: exchange.ReceivePooled.apply(buffer, link)
+        link = exchange.Pooled(group, parts_from, routed.parts_to, routed.bag, shape, offsets is None, routed.scale)
+        buffer = exchange.SendPooled.apply(pooled, link)  # type: ignore[no-untyped-call]
+        return lambda: exchange.ReceivePooled.apply(buffer, link)  # type: ignore[no-untyped-call]
 
     def table_weight(self, name: str) -> Tensor:
         """Return the table's rows, a view; see the base class.
@@ -207,7 +215,8 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
 
     def local_rows(self, name: str) -> tuple[int, Tensor]:
         """Return (the first row of a table on this rank, a view of the rows here)."""
-        self.place()
+        if self.plan is None:
+            self.place()
         assert self.plan is not None
         start = 0
         for table in self.plan.tables:
@@ -219,7 +228,7 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
 
     def extra_repr(self) -> str:
         """Say how large it is, and where."""
-        return f"{len(self.tables)} tables, {self.weight.shape[0]} x {self.output_dim} on rank {self.rank} of {self.world_size}"
+        return f"{len(self.tables)} tables of width {self.output_dim}, rank {self.rank} of {self.world_size}"
 
 
 def _place_first(module: nn.Module, *_: object) -> None:
@@ -230,21 +239,16 @@ def _place_first(module: nn.Module, *_: object) -> None:
 
 
 def place_tables(module: LightningModule) -> None:
-    """Place every ShardedEmbeddingBag in `module`.
-
-    Raises:
-        RecloomError: There are several ranks, and the trainer's strategy would save rank 0's rows only.
-    """
+    """Place every ShardedEmbeddingBag in `module`: whole under strategies that would save rank 0's rows only."""
     found = [child for child in module.modules() if isinstance(child, ShardedEmbeddingBag)]
     if not found:
         return
-    strategy = module.trainer.strategy
-    if dist.is_initialized() and dist.get_world_size() > 1 and not isinstance(strategy, RecloomStrategy):
-        raise RecloomError(
-            f"{type(strategy).__name__} cannot save tables that are sharded over ranks", "Use --trainer.strategy hybrid."
-        )
+    whole = dist.is_initialized() and not isinstance(module.trainer.strategy, RecloomStrategy)
     for collection in found:
-        collection.place()
+        if not collection.place(1 if whole else None):
+            continue
+        assert collection.plan is not None
         if collection.world_size > 1:
-            assert collection.plan is not None
             rank_zero_info(f"embedding tables over {collection.world_size} ranks:\n{collection.plan.report()}")
+        elif whole and dist.get_world_size() > 1:
+            rank_zero_warn("every rank holds all embedding tables; --trainer.strategy hybrid shares them out")

@@ -170,7 +170,7 @@ def _first_over_weight(model: DLRM, layout: Layout) -> str:
 def _columns(model: DLRM) -> Tensor:
     """Return for each input of our over arch the place of the same product in TorchRec's: upper triangle by rows."""
     interaction = model.inter_arch
-    if not isinstance(interaction, DotInteraction) or interaction.output_dim != _dot_width(interaction):
+    if not isinstance(interaction, DotInteraction) or interaction.itself:
         raise RecloomError("TorchRec's DLRM has a DotInteraction without `itself`", "Configure the model like that.")
     count, width = interaction.num_vectors, interaction.embedding_dim
     upper = torch.triu_indices(count, count, 1)  # (0, 1), (0, 2), ..., (1, 2), ...
@@ -178,10 +178,6 @@ def _columns(model: DLRM) -> Tensor:
     place[upper[0], upper[1]] = torch.arange(upper.shape[1])
     lower = torch.tril_indices(count, count, -1)  # (1, 0), (2, 0), (2, 1), ...
     return torch.cat([torch.arange(width), width + place[lower[1], lower[0]]])
-
-
-def _dot_width(interaction: DotInteraction) -> int:
-    return interaction.embedding_dim + interaction.num_vectors * (interaction.num_vectors - 1) // 2
 
 
 def _table_names(model: DLRM, state: Mapping[str, Tensor], layout: Layout) -> list[str]:

@@ -333,10 +333,23 @@ def test_csv_with_quotes_bags_times_groups_and_weights(tmp_path: Path) -> None:
     assert [(f.name, f.max_length) for f in schema.sparse] == [("ad", 1), ("genres", 0)]
     assert json.loads((out / "manifest.json").read_text())["stats"]["label_mean"] == pytest.approx(3 / 4.5)
 
-    raw.write_text(TABLE + "1,old,x,,0,u,1\n")  # a row with two lines precedes it
+    bad = {  # a row with two lines precedes them
+        "1,old,x,,0,u,1": "line 7, field age: 'old' is not a number",
+        "1,nan,x,,0,u,1": "line 7, field age: nan is not finite",
+        "1,1e999,x,,0,u,1": "line 7, field age: inf is not finite",
+        "1,1,x,,,u,1": "line 7, field when: is empty",
+        "1,1,x,,2024-13-01,u,1": "line 7, field when: '2024-13-01' is no date",
+        "1,1,x,,noon,u,1": "line 7, field when: 'noon' is neither unix seconds nor an ISO 8601 time",
+        "1,1,x,,0,u,-1": "line 7, field price: -1.0 is negative",
+        ",1,x,,0,u,1": "line 7, field click: is empty",
+        "1,1,x": "line 7: 3 columns where 7 are expected",
+        '1,1,"x,,0,u,1': "line 7",
+    }
+    for row, said in bad.items():
+        raw.write_text(TABLE + row + "\n")
+        with pytest.raises(DataError, match=said):
+            prepare(Table(table_columns()), [raw], tmp_path / "bad", PrepareOptions(split="none"))
     assert recloom([*command, "--overwrite"]) == 2
-    with pytest.raises(DataError, match=r"line 7, field age: 'old' is not a number"):
-        prepare(Table(table_columns()), [raw], tmp_path / "bad", PrepareOptions(split="none"))
     with pytest.raises(DataError, match=r"(?s)no column 'clik'.*'click'"):
         prepare(Table(TableColumns(label=("clik",))), [raw], tmp_path / "bad", PrepareOptions(split="none"))
 

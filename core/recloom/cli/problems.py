@@ -46,6 +46,16 @@ def explain(message: str) -> RecloomError:
     return RecloomError(f"{prefix}{cause}{shown}", "See the options with --help.")
 
 
+def user_error(error: BaseException) -> RecloomError | None:
+    """Return the RecloomError behind `error`, which jsonargparse wraps when a constructor raises it; None if none."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, RecloomError):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
 def _is_frame(line: str) -> bool:
     starts = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>", "Parser key")
     return line.startswith(starts) or line.startswith("Problem with given class_path") or line.startswith("usage:")

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="the plugin's name: lower-case letters, digits, underscores")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="folder to write it to (default: recloom-NAME)")
     options = parser.parse_args(argv)
-    target = options.dir or Path(f"recloom-{options.name}")
+    target = options.dir or Path(f"recloom-{options.name}".replace("_", "-"))
     write_plugin(options.name, target)
     print(f"wrote {target}. Next:")
     print(f"  cd {target}\n  pip install -e .\n  recloom plugins")
@@ -43,7 +43,7 @@ def write_plugin(name: str, target: Path) -> None:
     check_name(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecloomError(f"{target} already exists", "Choose another folder with --dir.")
-    names = {"name": name, "camel": camel_case(name), "version": __version__}
+    names = {"name": name, "dashed": name.replace("_", "-"), "camel": camel_case(name), "version": __version__}
     aside = target.with_name(target.name + ".part")
     if aside.exists():
         shutil.rmtree(aside)

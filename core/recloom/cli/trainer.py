@@ -143,6 +143,10 @@ def run(command: str, argv: list[str]) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer turns Ctrl-C into exit(1)
             raise KeyboardInterrupt from None
         raise
+    except ValueError as error:
+        if (cause := problems.user_error(error)) is not None:
+            raise cause from error
+        raise
     return 0
 
 

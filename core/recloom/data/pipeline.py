@@ -88,6 +88,7 @@ class RawLog:
                         yield oldest()
                 while waiting:
                     yield oldest()
+                self.progress(stage, total, total)
             finally:
                 for _, future in waiting:
                     future.cancel()

@@ -2,7 +2,7 @@
 
     DIR/schema.json               the FeatureSchema
     DIR/manifest.json             every shard with its rows, row groups, bytes and sha256; written last
-    DIR/vocabulary/NAME.txt       raw values by id, where a format has them
+    DIR/vocabulary/NAME.parquet   raw values and their counts by id, where ids come from a vocabulary
     DIR/train/part-00000.parquet  about a million rows, in row groups of 65,536; val/ and test/ likewise
 
 A shard is written aside as `.part` and renamed when it is whole; a directory without a manifest is no data set.

@@ -39,11 +39,6 @@ def convert(block: RawBlock, column: Column) -> None:
     block.columns[column.name] = array
 
 
-def require(block: RawBlock, name: str) -> None:
-    """Reject the rows whose `name` is missing."""
-    block.reject(block.columns[name].is_null(), name, "is empty")
-
-
 def is_list(kind: pa.DataType) -> bool:
     """Return whether a column of this type holds lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from recloom.data.formats.base import SHOWN, BadRow, Chunk, Column, RawBlock, RawFormat
-from recloom.data.formats.convert import convert, require
+from recloom.data.formats.convert import convert
 from recloom.data.formats.files import bad_text, blank_lines, open_raw, read_into, row_lines, without_lines
 from recloom.errors import ComponentImportError, DataError
 from recloom.plugins import catalog
@@ -156,7 +156,12 @@ class TextFormat(RawFormat):
             block = self._read_columns(chunk, fields, _TYPES, _BLOCK)
         except pa.ArrowInvalid:  # a value somewhere does not convert, or is not UTF-8: find the rows
             bad = bad_text(chunk)
-            block = self._read_columns(without_lines(chunk, [line for line, _ in bad]), fields, {}, len(chunk.data) + 1)
+            readable = without_lines(chunk, [line for line, _ in bad])
+            try:
+                block = self._read_columns(readable, fields, {}, len(chunk.data) + 1)
+            except pa.ArrowInvalid as error:  # quotes that never close
+                lines = f"lines {chunk.line} to {chunk.line + chunk.rows - 1}"
+                raise DataError(f"{chunk.file}, {lines}: cannot be parsed: {error}", "Check the quotes.") from error
             block.bad += [BadRow(str(chunk.file), line, "", reason) for line, reason in bad[:SHOWN]]
             block.bad_rows += len(bad)
         for column in fields:
@@ -166,13 +171,14 @@ class TextFormat(RawFormat):
     def checked(self, block: RawBlock) -> RawBlock:
         """Return `block`, its columns converted, with derived columns, checked labels and without bad rows."""
         self.derive(block)
-        for column in self.columns_of("label"):
-            require(block, column.name)
-            if self.binary_label:
-                values = block.columns[column.name].fill_null(0).to_numpy(zero_copy_only=False)
-                block.reject(
-                    (values != 0) & (values != 1), column.name, "is neither 0 nor 1", block.columns[column.name]
-                )
+        for column in self.columns_of("label", "timestamp", "weight"):
+            array = block.columns[column.name]
+            block.reject(array.is_null(), column.name, "is empty")
+            values = array.fill_null(0).to_numpy(zero_copy_only=False)
+            if column.role == "label" and self.binary_label:
+                block.reject((values != 0) & (values != 1), column.name, "is neither 0 nor 1", array)
+            if column.role == "weight":
+                block.reject(values < 0, column.name, "is negative", array)
         block.drop_rejected()
         block.columns = {column.name: block.columns[column.name] for column in self.columns}
         return block

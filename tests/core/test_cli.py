@@ -1,0 +1,151 @@
+"""The command line from outside: fit, resume, interrupt, mistakes."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "--data.num_train=40000",
+    "--data.num_val=4000",
+    "--data.batch_size=256",
+    "--data.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=10",
+    "--checkpoint.every_n_steps=20",
+]
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    config = str(root / "configs/dlrm/synthetic.yaml")
+    return [sys.executable, "-W", "ignore", "-m", "recloom.cli.main", "fit", "--config", config, *TINY, *arguments]
+
+
+def fit(root: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(root, *arguments), cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.pop("samples_per_second")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = fit(root, folder, "--trainer.max_epochs=2", "--run_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "best possible NE" in done.stdout
+    return folder / "run"
+
+
+def test_a_run_leaves_its_folder(whole: Path) -> None:
+    found = {path.relative_to(whole).as_posix() for path in whole.rglob("*")}
+    assert {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "report.html"} <= found
+    assert any(name.startswith("tensorboard/events") for name in found)
+    last = metrics(whole)[-1]
+    assert float(last["val_oracle_ne"]) < float(last["val_ne"]) < 1.05
+    assert not [name for name in found if name.endswith(".part")]
+
+
+@pytest.mark.parametrize(("how", "epoch"), [(signal.SIGKILL, 1), (signal.SIGINT, 0)])
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    root: Path, whole: Path, tmp_path: Path, how: signal.Signals, epoch: int
+) -> None:
+    arguments = ["--trainer.max_epochs=2", "--run_dir=run"]
+    process = subprocess.Popen(
+        command(root, *arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wanted = 4 if epoch == 0 else 22
+    table, checkpoint = tmp_path / "run/metrics.csv", tmp_path / "run/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        if table.exists() and checkpoint.exists() and table.read_text().count("\n") > wanted:
+            break
+        time.sleep(0.002)
+    process.send_signal(how)
+    error = process.communicate(timeout=60)[1]
+    if process.returncode == 0:
+        pytest.skip("the run ended before it could be interrupted")
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), error
+    resumed = fit(root, tmp_path, *arguments, "--ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    rows, expected = metrics(tmp_path / "run"), metrics(whole)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    # a window of training metrics that the interruption cut holds the rest of its steps only
+    different = [row["step"] for row, other in zip(rows, expected, strict=True) if row != other]
+    assert len(different) <= (1 if how == signal.SIGINT else 0)
+    assert not any(row["val_ne"] for row in rows if row["step"] in different)
+
+
+def test_runs_get_folders_of_their_own(root: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert fit(root, tmp_path, "--trainer.max_steps=3", "--trainer.limit_val_batches=1").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["dlrm-synthetic", "dlrm-synthetic-2"]
+    taken = fit(root, tmp_path, "--run_dir=runs/dlrm-synthetic")
+    assert taken.returncode == 2
+    assert "already holds a run" in taken.stderr
+    test = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "recloom.cli.main", "predict", "--config", "runs/dlrm-synthetic-2/config.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert test.returncode == 0, test.stderr
+    assert (tmp_path / "runs/dlrm-synthetic-2/predictions.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.interaction", "CrossNett"], ["'CrossNett'", "'CrossNet'"]),
+        (["--model.embeding_dim", "3"], ["DLRM has no option 'embeding_dim'", "'embedding_dim'"]),
+        (["--model.optimizer.dense_lrr", "3"], ["OptimizerConfig has no option", "'dense_lr'"]),
+        (["--model.interaction.itslf", "true"], ["DotInteraction has no option 'itslf'", "'itself'"]),
+        (["--trainer.max_epoch", "3"], ["'trainer.max_epoch'", "'max_epochs'"]),
+        (["--model", "DLRMM"], ["'DLRMM'", "'DLRM'"]),
+        (["--data.batch_size", "x"], ["data.batch_size", "int"]),
+        (["--data.batch_size", "0"], ["batch_size is 0"]),
+        (["--ckpt_path", "last"], ["there is no run here"]),
+    ],
+)
+def test_mistakes_get_one_cause_and_a_hint(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
+) -> None:
+    from recloom.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler holds an earlier test's stream
+    assert main(["fit", "--config", str(root / "configs/dlrm/synthetic.yaml"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+    assert "Traceback" not in error
+    assert error.count("\n") <= 3
+
+
+def test_a_broken_config_file_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from recloom.cli.main import main
+
+    file = tmp_path / "broken.yaml"
+    file.write_text("model:\n  class_path: DLRM\n data: [\n")
+    assert main(["fit", "--config", str(file)]) == 2
+    assert f"{file}:3:2" in capsys.readouterr().err
+    file.write_text("model:\n  class_path: DLMR\ndata:\n  class_path: SyntheticClicks\n")
+    assert main(["fit", "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert "'DLRM'" in error
