@@ -67,7 +67,9 @@ class KeyedJaggedTensor:
     def lengths(self) -> Tensor:
         """F*B counts of values."""
         if self._lengths is None:
-            self._lengths = torch.ones_like(self.values) if self._offsets is None else self._offsets.diff()
+            if self._offsets is None:
+                return torch.ones_like(self.values)  # not kept: the data stay one-hot
+            self._lengths = self._offsets.diff()
         return self._lengths
 
     @property

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcpmeta
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     LoadPlanner,
@@ -30,6 +30,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from recloom.errors import DataError
 
@@ -178,7 +180,7 @@ class _IndexUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads a folder whose index has been read already."""
 
     def __init__(self, folder: Path, index: dcpmeta.Metadata) -> None:
@@ -218,7 +220,7 @@ def save(folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]], group: di
     """
     state: dict[str, Any] = {name: _pieces(local.detach(), spans) for name, (local, spans) in tensors.items()}
     try:
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), planner=_Saver(), process_group=group)
+        dcp_save(state, storage_writer=FileSystemWriter(folder), planner=_Saver(), process_group=group)
     except CheckpointException as error:
         raise DataError(f"{folder}: the shards could not be written: {_cause(error)}", "Is the disk full?") from error
 
@@ -240,7 +242,7 @@ def load(folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
         try:
-            dcp.load(state, storage_reader=_Reader(folder, index), planner=_Loader(), no_dist=True)
+            dcp_load(state, storage_reader=_Reader(folder, index), planner=_Loader(), no_dist=True)
         except CheckpointException as error:
             raise DataError(f"{folder}: shards are damaged: {_cause(error)}", "Use an earlier checkpoint.") from error
 

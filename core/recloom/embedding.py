@@ -163,6 +163,7 @@ class FusedEmbeddingBag(EmbeddingBagCollection):
         self._single = {name: self.layout.only(name) for name in self.feature_names}
         weight = torch.empty(sum(table.num_embeddings for table in self.tables), self.one_width())
         rowkernels.advise_huge_pages(weight)
+        self.engine: rowgrad.RowEngine | None = None
         self.weight = nn.Parameter(weight)
         self.reset_parameters(torch.initial_seed() if seed is None else seed)
 
@@ -192,7 +193,7 @@ class FusedEmbeddingBag(EmbeddingBagCollection):
         if self.gradient == "sparse":
             rowgrad.check(values, offsets, self.layout)
             return rowgrad.plain(self.weight, values, offsets, weights, self.layout, sparse=True)
-        return rowgrad.lookup(self.weight, values, offsets, weights, self.layout)
+        return rowgrad.lookup(self.weight, values, offsets, weights, self.layout, self.engine)
 
     def lookup(self, feature: str, ids: Tensor) -> Tensor:
         """Return the rows of `ids`, ids.shape x D; see the base class."""
@@ -202,7 +203,7 @@ class FusedEmbeddingBag(EmbeddingBagCollection):
         if torch.compiler.is_exporting() or self.gradient == "sparse":
             rows = rowgrad.plain(self.weight, flat, None, None, layout, sparse=self.gradient == "sparse")
         else:
-            rows = rowgrad.lookup(self.weight, flat, None, None, layout)
+            rows = rowgrad.lookup(self.weight, flat, None, None, layout, self.engine)
         return rows.view(*ids.shape, self.output_dim)
 
     def table_weight(self, name: str) -> Tensor:

@@ -58,9 +58,14 @@ class _Linear(torch.autograd.Function):
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return input weight^T + bias; by oneDNN for large, dense operands (for others it may be very slow)."""
     multiply = _onednn()
-    if multiply is None or min(weight.shape) < SMALLEST_WIDTH or not input.is_contiguous():
+    if multiply is None or min(weight.shape) < SMALLEST_WIDTH or not (_whole(input) and _whole(weight)):
         return F.linear(input, weight, bias)
     return multiply(input, weight, bias, "none", [], "")
+
+
+def _whole(matrix: Tensor) -> bool:
+    """Whether a matrix, or its transpose, lies in memory without gaps."""
+    return matrix.is_contiguous() or matrix.t().is_contiguous()
 
 
 def _weight_gradient(gradient: Tensor, input: Tensor) -> Tensor:

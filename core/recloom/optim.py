@@ -111,11 +111,13 @@ class CompositeOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, those of rows too."""
         for group in self.param_groups:
-            if "rows" in group:
-                for parameter in group["params"]:
+            for parameter in group["params"]:
+                if "rows" in group:
                     row_gradients(parameter).clear()
-        if self._inner is not None:
-            self._inner.zero_grad(set_to_none)
+                if set_to_none:
+                    parameter.grad = None
+        if not set_to_none and self._inner is not None:
+            self._inner.zero_grad(set_to_none=False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,26 @@ from torch.autograd.function import once_differentiable
 from recloom import rowkernels
 from recloom.errors import DataError
 from recloom.rowlayout import RowLayout
+
+
+class RowEngine(Protocol):
+    """Another library's kernels, for a backend that has some; recloom's own are used where a backend has none."""
+
+    def pool(
+        self, weight: Tensor, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, layout: RowLayout
+    ) -> Tensor:
+        """Return the pooled rows, B x F x D, without a gradient."""
+
+    def update(
+        self,
+        weight: Tensor,
+        state: dict[str, Tensor],
+        gradients: Sequence[RowGradient],
+        rule: str,
+        lr: float,
+        eps: float,
+    ) -> None:
+        """Apply row gradients in place; see `rowupdate.apply`."""
 
 
 @dataclass
@@ -33,6 +53,7 @@ class RowGradient:
         offsets: F*B+1 bounds of the bags, or None for one id a bag.
         weights: N value weights, or None.
         bags: B x F x D gradients of the pooled bags, float32; the last dimension contiguous.
+        engine: Whose kernels apply it; None: recloom's.
     """
 
     layout: RowLayout
@@ -40,6 +61,7 @@ class RowGradient:
     offsets: Tensor | None
     weights: Tensor | None
     bags: Tensor
+    engine: RowEngine | None = None
 
     def expand(self) -> tuple[Tensor, Tensor]:
         """Return (N rows of the weight, N x D gradients), for updates in plain torch operations."""
@@ -55,26 +77,39 @@ class RowLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, layout: RowLayout
+        ctx: Any,
+        weight: Tensor,
+        ids: Tensor,
+        offsets: Tensor | None,
+        weights: Tensor | None,
+        layout: RowLayout,
+        engine: RowEngine | None,
     ) -> Tensor:
         """Return B x F x D pooled rows."""
-        ctx.layout, ctx.weight = layout, weight
+        ctx.layout, ctx.weight, ctx.engine = layout, weight, engine
         ctx.save_for_backward(ids, offsets, weights)
-        return pool(weight, ids, offsets, weights, layout)
+        return (engine.pool if engine else pool)(weight, ids, offsets, weights, layout)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, bags: Tensor) -> tuple[None, None, None, Tensor | None, None]:
+    def backward(ctx: Any, bags: Tensor) -> tuple[None, None, None, Tensor | None, None, None]:
         """Stash the gradient of the bags; return that of the value weights where it is wanted."""
         ids, offsets, weights = ctx.saved_tensors
         bags = bags.float() if bags.stride(-1) == 1 else bags.float().contiguous()
         if ctx.needs_input_grad[0]:
-            row_gradients(ctx.weight).append(RowGradient(ctx.layout, ids, offsets, weights, bags))
-        wanted = ctx.needs_input_grad[3]
-        return None, None, None, weight_gradient(ctx.weight, ids, offsets, bags, ctx.layout) if wanted else None, None
+            row_gradients(ctx.weight).append(RowGradient(ctx.layout, ids, offsets, weights, bags, ctx.engine))
+        of_weights = weight_gradient(ctx.weight, ids, offsets, bags, ctx.layout) if ctx.needs_input_grad[3] else None
+        return None, None, None, of_weights, None, None
 
 
-def lookup(weight: Tensor, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, layout: RowLayout) -> Tensor:
+def lookup(
+    weight: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    layout: RowLayout,
+    engine: RowEngine | None = None,
+) -> Tensor:
     """Return the pooled rows, B x F x D, with a row gradient for `weight` when it requires one.
 
     Args:
@@ -83,14 +118,15 @@ def lookup(weight: Tensor, ids: Tensor, offsets: Tensor | None, weights: Tensor 
         offsets: F*B+1 bounds, or None for exactly one id a bag.
         weights: N value weights for the features with weighted pooling, or None.
         layout: Where the rows of each feature are.
+        engine: Another library's kernels.
 
     Raises:
         DataError: An id is outside its table (on CUDA: a device-side assertion, without waiting for the device).
     """
     weights = weights if layout.weighted else None
     if torch.is_grad_enabled() and (weight.requires_grad or (weights is not None and weights.requires_grad)):
-        return RowLookup.apply(weight, ids, offsets, weights, layout)  # type: ignore[no-untyped-call]
-    return pool(weight, ids, offsets, weights, layout)
+        return RowLookup.apply(weight, ids, offsets, weights, layout, engine)  # type: ignore[no-untyped-call]
+    return (engine.pool if engine else pool)(weight, ids, offsets, weights, layout)
 
 
 def pool(weight: Tensor, ids: Tensor, offsets: Tensor | None, weights: Tensor | None, layout: RowLayout) -> Tensor:

@@ -43,6 +43,9 @@ def apply(
     gradients = [g for g in gradients if len(g.ids)]
     if not gradients:
         return
+    if engine := gradients[0].engine:
+        engine.update(weight, state, gradients, rule, lr, eps)
+        return
     if kernels := rowkernels.available(weight, gradients[0].ids):
         kernels.update(weight, state.get("sum"), gradients, rule, lr, eps)
         return
@@ -86,6 +89,7 @@ def _gather(gradient: RowGradient) -> list[RowGradient]:
             None if offsets is None else offsets[rank, : features * b + 1],
             None if weights is None else weights[rank, :n],
             bags[rank, :b],
+            gradient.engine,
         )
         for rank, (n, b) in enumerate(counts)
     ]

@@ -58,7 +58,7 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
         self.batch_share = 1.0
         """R times this rank's share of the samples of the last batch: 1 when all ranks have equally many."""
         self.output_dim = self.one_width()
-        self.weight: nn.Parameter = nn.UninitializedParameter()
+        self.weight: nn.Parameter = nn.UninitializedParameter()  # type: ignore[assignment]
         rowgrad.row_gradients(self.weight)
         self.register_load_state_dict_pre_hook(_place_first)  # type: ignore[no-untyped-call]
 

@@ -190,7 +190,6 @@ def test_qr_starts_at_the_loss_of_whole_tables_and_the_references_initial_values
     whole, whole_size = start(FusedEmbeddingBag)
     ours, size = start(lambda t: QREmbeddingBag(t, operation=operation))
     theirs, their_size = start(lambda t: QREmbeddingBag(t, operation=operation), as_reference)
-    print(whole, ours, theirs, whole_size, size, their_size)
     assert abs(ours - math.log(2)) < 0.1
     assert abs(ours - whole) < 0.01
     assert size < 1.5 * whole_size

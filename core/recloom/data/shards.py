@@ -45,9 +45,15 @@ class _HashingFile:
 
     @property
     def closed(self) -> bool:
-        return self._file.closed
+        return False  # else pyarrow, which flushes a writer even when it is thrown away, would complain
+
+    def discard(self) -> None:
+        """Write no more: what comes from now on is dropped."""
+        self._file.close()
 
     def write(self, data: bytes) -> int:
+        if self._file.closed:  # after discard()
+            return len(data)
         self.digest.update(data)
         self.size += len(data)
         return self._file.write(data)
@@ -56,7 +62,8 @@ class _HashingFile:
         return self.size
 
     def flush(self) -> None:
-        self._file.flush()
+        if not self._file.closed:
+            self._file.flush()
 
     def close(self) -> None:
         if not self._file.closed:
@@ -97,7 +104,7 @@ class _SplitWriter:
     def discard(self) -> None:
         """Close what is open without keeping it."""
         if self._writer is not None:
-            self._sink._file.close()
+            self._sink.discard()
             self._writer = None
 
     def _write_group(self, table: pa.Table) -> None:

@@ -52,7 +52,7 @@ def row_lines(chunk: Chunk, quote: str, rows: int) -> NDArray[np.int64]:
     ends = data == ord("\n")
     outside = ends & (np.cumsum(data == ord(quote)) % 2 == 0)
     after = np.cumsum(ends)[outside]  # lines that have ended where a row ends
-    starts = np.concatenate([[0], after if chunk.data[-1:] != b"\n" else after[:-1]])
+    starts = np.concatenate([[0], after[:-1] if outside[-1] else after])
     return starts + chunk.line if len(starts) == rows else lines
 
 
