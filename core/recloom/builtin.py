@@ -38,5 +38,8 @@ def register(catalog: Catalog) -> None:
     embeddings = catalog.embeddings
     embeddings.add("FusedEmbeddingBag", "recloom.embedding:FusedEmbeddingBag", summary="all tables in one weight")
     embeddings.add(
-        "FbgemmEmbeddingBag", "recloom.embedding_fbgemm:FbgemmEmbeddingBag", summary="FBGEMM's table-batched", extra="fbgemm"
+        "FbgemmEmbeddingBag",
+        "recloom.embedding_fbgemm:FbgemmEmbeddingBag",
+        summary="FBGEMM's table-batched",
+        extra="fbgemm",
     )

@@ -33,7 +33,9 @@ def read(path: str | Path, map_location: Any = "cpu", whole: bool = True) -> dic
     try:
         found = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no checkpoint here", "Name a .ckpt file of a run's checkpoints folder.") from None
+        raise DataError(
+            f"{path}: there is no checkpoint here", "Name a .ckpt file of a run's checkpoints folder."
+        ) from None
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by how the file is broken
         cause = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: not a checkpoint that can be read safely: {cause}", "Use an earlier one.") from error
@@ -71,7 +73,7 @@ def add_extras(checkpoint: dict[str, Any]) -> None:
     """Make `checkpoint`'s hyper-parameters primitive and add every rank's random state. Called on all ranks."""
     if "hyper_parameters" in checkpoint:
         checkpoint["hyper_parameters"] = to_primitives(dict(checkpoint["hyper_parameters"]))
-    version, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the legacy global state)
+    version, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [str(version), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
@@ -94,7 +96,7 @@ def restore_random_state(checkpoint: dict[str, Any]) -> None:
     state = states[dist.get_rank() if world > 1 else 0]
     torch.set_rng_state(state["torch"].cpu())
     version, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     outer, inner, last = state["python"]
     random.setstate((outer, tuple(inner), last))
     if state["cuda"] and torch.cuda.is_available():

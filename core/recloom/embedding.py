@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recloom import rowgrad, rowkernels
+from recloom import rowcheck, rowgrad, rowkernels
 from recloom.errors import RecloomError, unknown
 from recloom.rowlayout import POOLINGS, stack_layout
 
@@ -191,7 +191,7 @@ class FusedEmbeddingBag(EmbeddingBagCollection):
         if torch.compiler.is_exporting():
             return rowgrad.plain(self.weight, values, offsets, weights, self.layout)
         if self.gradient == "sparse":
-            rowgrad.check(values, offsets, self.layout)
+            rowcheck.check(values, offsets, self.layout)
             return rowgrad.plain(self.weight, values, offsets, weights, self.layout, sparse=True)
         return rowgrad.lookup(self.weight, values, offsets, weights, self.layout, self.engine)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recloom import rowgrad
+from recloom import rowcheck, rowgrad
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import ComponentImportError, RecloomError
 from recloom.rowgrad import RowGradient
@@ -53,8 +53,8 @@ class _TableBatched:
         """Return the pooled rows, B x F x D."""
         if layout is not self.layout:  # rows of one feature, un-pooled: nothing to batch
             return rowgrad.pool(weight, ids, offsets, weights, layout)
-        rowgrad.check_lengths(ids, offsets, weights, layout)
-        rowgrad.check(ids, offsets, layout)
+        rowcheck.check_lengths(ids, offsets, weights, layout)
+        rowcheck.check(ids, offsets, layout)
         scale = layout.coefficients(ids, offsets, weights)
         with torch.no_grad():
             return self._run(self._module(weight), ids, offsets, scale)

@@ -139,7 +139,8 @@ class FeatureSchema:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError:
             raise DataError(
-                f"{path}: there is no schema here", "Prepare the data first: recloom prepare FORMAT --input ... --output ..."
+                f"{path}: there is no schema here",
+                "Prepare the data first: recloom prepare FORMAT --input ... --output ...",
             ) from None
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path}: not a feature schema: {error}", "Run `recloom prepare` again.") from error

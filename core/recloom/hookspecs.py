@@ -50,5 +50,5 @@ def on_parameters_updated(module: LightningModule, step: int) -> None:
 
 
 @hookspec
-def summarize(module: LightningModule) -> list[tuple[str, str]]:
+def summarize(module: LightningModule) -> list[tuple[str, str]]:  # type: ignore[empty-body]
     """Return (name, value) rows about `module` for reports: table sizes, cost, sparsity."""

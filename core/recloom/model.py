@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from recloom import checkpoint, metrics, shards
 from recloom.batch import Batch
@@ -79,7 +80,9 @@ class RankingModule(LightningModule, ABC):
     # What a model defines
 
     @abstractmethod
-    def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Return B logits, or B x T for T tasks."""
 
     def logits(self, batch: Batch) -> Tensor:
@@ -173,8 +176,8 @@ class RankingModule(LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the metrics of the batches since the last multiple of `log_every_n_steps` optimizer steps."""
-        step = self.trainer.global_step
-        if step % self.trainer.log_every_n_steps == 0 and step != self._logged_step:
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step % every == 0 and step != self._logged_step:
             self._logged_step = step
             self._log_window()
 
@@ -284,6 +287,6 @@ class _EvaluationMetrics(nn.Module):
                 values[name] = metric.compute()
         self.curve = self.reliability.compute()
         for module in self.modules():
-            if isinstance(module, metrics.Metric):
+            if isinstance(module, Metric):
                 module.reset()
         return values

@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from recloom import rowkernels
 from recloom.errors import DataError
+from recloom.rowcheck import check as check  # part of this module's interface
+from recloom.rowcheck import check_lengths, outside
 from recloom.rowlayout import RowLayout
 
 
@@ -193,39 +195,6 @@ def weight_gradient(weight: Tensor, ids: Tensor, offsets: Tensor | None, bags: T
     gradients = flat if bag is None else flat.index_select(0, bag)
     products = (gradients * weight.detach().index_select(0, rows)).sum(1)
     return torch.where(layout.per_value("weighted_mask", ids, offsets), products, 0.0)
-
-
-def check_lengths(ids: Tensor, offsets: Tensor | None, weights: Tensor | None, layout: RowLayout) -> None:
-    """Raise DataError when the tensors' lengths do not fit one another."""
-    bags = len(ids) if offsets is None else len(offsets) - 1
-    if bags % layout.num_features:
-        raise DataError(
-            f"{bags} bags cannot be split over {layout.num_features} features", "Ids are key-major, F*B bags."
-        )
-    if weights is not None and len(weights) != len(ids):
-        raise DataError(f"{len(ids)} ids have {len(weights)} weights", "Give every id its weight.")
-
-
-def check(ids: Tensor, offsets: Tensor | None, layout: RowLayout) -> None:
-    """Raise DataError for an id outside its table; on CUDA assert on the device instead of waiting for it."""
-    inside = (ids >= 0) & (ids < layout.per_value("rows", ids, offsets))
-    if ids.device.type == "cpu":
-        if not bool(inside.all()):
-            raise outside(layout, ids, offsets, int(inside.logical_not().nonzero()[0]))
-    elif ids.device.type != "meta":
-        torch._assert_async(inside.all(), "an embedding id is outside its table")
-
-
-def outside(layout: RowLayout, ids: Tensor, offsets: Tensor | None, position: int) -> DataError:
-    """Return the error for the id at `position` of `ids`."""
-    ends = None if offsets is None else offsets[:: (len(offsets) - 1) // layout.num_features][1:].contiguous()
-    per_feature = len(ids) // layout.num_features
-    index = position // per_feature if ends is None else int(torch.searchsorted(ends, position, right=True))
-    name, rows = layout.features[index], layout.rows[index]
-    return DataError(
-        f"feature {name!r}: id {int(ids[position])} is outside its table of {rows} rows",
-        "Ids go from 0 to rows - 1: prepare the data and build the model with the same schema.",
-    )
 
 
 # The parameters that have row gradients

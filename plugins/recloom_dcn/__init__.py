@@ -13,4 +13,6 @@ if TYPE_CHECKING:
 @hookimpl
 def register(catalog: Catalog) -> None:
     """Register the cross network."""
-    catalog.interactions.add("CrossNet", "recloom_dcn.cross:CrossNet", summary="DCN V2's cross layers, full or low rank")
+    catalog.interactions.add(
+        "CrossNet", "recloom_dcn.cross:CrossNet", summary="DCN V2's cross layers, full or low rank"
+    )

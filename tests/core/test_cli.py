@@ -99,7 +99,16 @@ def test_runs_get_folders_of_their_own(root: Path, tmp_path: Path) -> None:
     assert taken.returncode == 2
     assert "already holds a run" in taken.stderr
     test = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "recloom.cli.main", "predict", "--config", "runs/dlrm-synthetic-2/config.yaml"],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "recloom.cli.main",
+            "predict",
+            "--config",
+            "runs/dlrm-synthetic-2/config.yaml",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -124,7 +133,12 @@ def test_runs_get_folders_of_their_own(root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_get_one_cause_and_a_hint(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: list[str],
 ) -> None:
     from recloom.cli.main import main
 

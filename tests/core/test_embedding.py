@@ -260,6 +260,37 @@ def test_copies_and_state_dicts_stand_on_their_own():
     assert torch.equal(twin[0].weight, bag[0].weight)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("rule", ["sgd", "rowwise_adagrad"])
+def test_fbgemm_equals_the_default(rule, passes):
+    """Copied first: a copy's tables must be its own."""
+    pytest.importorskip("fbgemm_gpu")
+    from recloom.embedding_fbgemm import FbgemmEmbeddingBag
+
+    mine = collection(8)
+    theirs = copy.deepcopy(FbgemmEmbeddingBag(mine.tables, seed=3))
+    config = OptimizerConfig(sparse=rule, sparse_lr=0.3)
+    optimizers = [CompositeOptimizer([], [bag.weight], config) for bag in (mine, theirs)]
+    for step in range(4):
+        for k in range(passes):
+            batch = jagged(6 + k, seed=7 * step + k)
+            outputs = [bag(*batch) for bag in (mine, theirs)]
+            torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-6)
+            for output in outputs:
+                output.sin().sum().backward()
+        if step % 2:
+            for bag in (mine, theirs):
+                bag.lookup("fb1", torch.tensor([[1, 2], [2, 3]])).sin().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-6, rtol=1e-6)
+    with pytest.raises(DataError, match="id 7 is outside its table of 7 rows"):
+        theirs(torch.tensor([7, 0, 0, 0]), None, torch.ones(4))
+    theirs(torch.zeros(4, dtype=torch.int64), None, torch.ones(4)).sum().backward()
+    with pytest.raises(RecloomError, match="no update 'adagrad'"):
+        CompositeOptimizer([], [theirs.weight], OptimizerConfig(sparse="adagrad")).step()
+
+
 @pytest.mark.parametrize("one_hot", [True, False])
 def test_export_equals_eager(one_hot):
     bag = collection(8)

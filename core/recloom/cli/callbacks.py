@@ -172,7 +172,13 @@ class PredictionWriter(Callback):
         trainer.predict_loop.return_predictions = False
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Append one batch: each output tensor is a column (B x T: T columns)."""
         columns: dict[str, Any] = {}

@@ -62,7 +62,9 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text())
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise RecloomError(f"{path}: there is no such config file", f"Beside it: {', '.join(near)}." if near else "") from None
+        raise RecloomError(
+            f"{path}: there is no such config file", f"Beside it: {', '.join(near)}." if near else ""
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)

@@ -16,7 +16,9 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _GIVEN = re.compile(r"\. Got value: Namespace\(class_path='(?P<path>[^']+)'")
-_NAME = re.compile(r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)")
+_NAME = re.compile(
+    r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)"
+)
 _VALUE = re.compile(r"Given value: (?P<value>.+)")
 _KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\"")
 
@@ -35,8 +37,12 @@ def explain(message: str) -> RecloomError:
         return _unknown_option(name, owner, where)
     names = [match["name"] for match in _NAME.finditer(message) if match["name"]]
     if names:
-        known = [e.name for e in catalog().entries() if e.kind not in ("command", "benchmark", "experiment", "raw format")]
-        return UnknownNameError(f"{where or 'config'}: there is no component named {names[-1]!r}", suggest(names[-1], known))
+        known = [
+            e.name for e in catalog().entries() if e.kind not in ("command", "benchmark", "experiment", "raw format")
+        ]
+        return UnknownNameError(
+            f"{where or 'config'}: there is no component named {names[-1]!r}", suggest(names[-1], known)
+        )
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     causes = [line for line in lines if not _is_frame(line)]
     value = _VALUE.findall(message)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import logging
 import warnings
 
-_NOISE = ("available: ", "Tip: ", "litlogger", "LitLogger", "`Trainer.fit` stopped", "Restor", "Loaded model weights", "`weights_only` was not set")
+_NOISE = (
+    "available: ",
+    "Tip: ",
+    "litlogger",
+    "LitLogger",
+    "`Trainer.fit` stopped",
+    "Restor",
+    "Loaded model weights",
+    "`weights_only` was not set",
+)
 
 
 class _Noise(logging.Filter):

@@ -72,7 +72,8 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
         found = checkpoints / "last.ckpt"
     if not found.exists():
         raise RecloomError(
-            f"{found}: there is no such checkpoint", "The run ended before it wrote one; start it again without --ckpt_path."
+            f"{found}: there is no such checkpoint",
+            "The run ended before it wrote one; start it again without --ckpt_path.",
         )
     return Choice(path, found)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recloom.cli import mention, problems, quiet, rundir
 from recloom.cli.callbacks import CheckpointConfig, PredictionWriter, ProgressBar, RunReport, checkpoint_callbacks
