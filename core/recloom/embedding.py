@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recloom import rowcheck, rowgrad, rowkernels
 from recloom.errors import RecloomError, unknown
+from recloom.features import FeatureSchema
 from recloom.rowlayout import POOLINGS, stack_layout
 
 Pooling = Literal["sum", "mean", "weighted"]
@@ -117,6 +118,32 @@ class EmbeddingBagCollection(nn.Module, ABC):
                 "Use a mixed-dimension collection, or give all tables the same embedding_dim.",
             )
         return widths.pop()
+
+
+EmbeddingFactory = Callable[[list[EmbeddingBagConfig]], EmbeddingBagCollection]
+
+
+def bag_configs(schema: FeatureSchema, embedding_dim: int, pooling: Pooling = "sum") -> list[EmbeddingBagConfig]:
+    """Return a table for each table name of `schema`'s sparse features, all features that share it with it.
+
+    Raises:
+        RecloomError: Features that share a table do not follow one another in the schema: a collection's vectors
+            are in the order of its tables, and a batch's ids in the schema's; the two must be one.
+    """
+    features: dict[str, list[str]] = {}
+    rows: dict[str, int] = {}
+    for feature in schema.sparse:
+        features.setdefault(feature.table_name, []).append(feature.name)
+        rows[feature.table_name] = max(rows.get(feature.table_name, 0), feature.num_embeddings)
+    if [name for names in features.values() for name in names] != schema.sparse_names:
+        shared = next(names for names in features.values() if len(names) > 1)
+        raise RecloomError(
+            f"the features {', '.join(shared)} share a table but do not follow one another in the schema",
+            "List the features of a table side by side.",
+        )
+    return [
+        EmbeddingBagConfig(name, embedding_dim, rows[name], tuple(names), pooling) for name, names in features.items()
+    ]
 
 
 def init_rows(rows: Tensor, table: EmbeddingBagConfig, seed: int, start: int = 0) -> None:

@@ -11,6 +11,8 @@ import inspect
 import json
 import math
 import re
+import secrets
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -239,6 +241,9 @@ def _row(claim: Claim, seeds: Sequence[int], where: str, seconds: float) -> dict
 
 
 def _fingerprint(experiment: Experiment, budget: str, where: str) -> str:
-    source = inspect.getsource(inspect.getmodule(type(experiment)) or type(experiment))
+    try:
+        source = inspect.getsource(sys.modules[type(experiment).__module__])
+    except (KeyError, OSError, TypeError):  # defined at a prompt: nothing tells whether it has changed
+        return secrets.token_hex(8)
     text = "\n".join([__version__, budget, where, source])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

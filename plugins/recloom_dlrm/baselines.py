@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recloom.embedding import FusedEmbeddingBag
+from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, bag_configs
 from recloom.errors import RecloomError
 from recloom.model import RankingModule
 from recloom.optim import OptimizerConfig
-from recloom_dlrm.model import EmbeddingFactory, tables
 
 
 class LogisticRegression(RankingModule):
@@ -70,7 +69,7 @@ class FactorizationMachine(RankingModule):
                 f"FactorizationMachine has one logit, and the data {len(self.schema.labels)} labels", "Use DLRM."
             )
         self.linear = _Linear(self, FusedEmbeddingBag, pooling)
-        self.factors = embedding(tables(self.schema, embedding_dim, pooling))
+        self.factors = embedding(bag_configs(self.schema, embedding_dim, pooling))
         self.dense_factors = nn.Parameter(0.01 * torch.randn(len(self.schema.dense), self.factors.output_dim))
 
     def forward(
@@ -97,7 +96,7 @@ class _Linear(nn.Module):
         labels = len(schema.labels)
         self.weight = nn.Parameter(torch.zeros(len(schema.dense), labels))
         self.bias = nn.Parameter(torch.zeros(labels))
-        self.sparse = embedding(tables(schema, labels, pooling))
+        self.sparse = embedding(bag_configs(schema, labels, pooling))
         if self.sparse.output_dim != labels:
             raise RecloomError(
                 f"the embedding gives vectors of width {self.sparse.output_dim} for {labels} labels",

@@ -13,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedEmbeddingBag
+from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, Pooling, bag_configs
 from recloom.errors import RecloomError
-from recloom.features import FeatureSchema
 from recloom.model import Interaction, RankingModule
 from recloom.optim import OptimizerConfig
 from recloom_dlrm.interactions import DotInteraction
 from recloom_dlrm.layers import MLP
-
-EmbeddingFactory = Callable[[list[EmbeddingBagConfig]], EmbeddingBagCollection]
 
 
 class DLRM(RankingModule):
@@ -47,20 +44,22 @@ class DLRM(RankingModule):
         over_arch: Sequence[int] = (512, 256),
         interaction: Callable[[int, int], Interaction] = DotInteraction,
         embedding: EmbeddingFactory = FusedEmbeddingBag,
-        pooling: str = "sum",
+        pooling: Pooling = "sum",
         optimizer: OptimizerConfig | None = None,
     ) -> None:
         super().__init__(schema, optimizer)
         if not self.schema.sparse:
             raise RecloomError("DLRM needs at least one sparse feature, and the schema has none", "Check the data.")
-        self.sparse_arch = embedding(tables(self.schema, embedding_dim, pooling))
+        self.sparse_arch = embedding(bag_configs(self.schema, embedding_dim, pooling))
         width = self.sparse_arch.output_dim
         has_dense = bool(self.schema.dense)
         self.dense_arch = MLP(len(self.schema.dense), [*dense_arch, width], last_relu=True) if has_dense else None
         self.inter_arch = interaction(self.sparse_arch.num_features + int(has_dense), width)
         self.over_arch = MLP(self.inter_arch.output_dim, [*over_arch, len(self.schema.labels)], last_relu=False)
 
-    def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Return B logits, or B x T when the schema has T > 1 labels.
 
         Args:
@@ -76,16 +75,3 @@ class DLRM(RankingModule):
             vectors = torch.cat([bottom.unsqueeze(1).to(vectors.dtype), vectors], dim=1)  # B x (F+1) x D
         logits = self.over_arch(self.inter_arch(vectors))  # B x T
         return logits.squeeze(1) if logits.shape[1] == 1 else logits
-
-
-def tables(schema: FeatureSchema, embedding_dim: int, pooling: str = "sum") -> list[EmbeddingBagConfig]:
-    """Return one table for each table name in `schema`, with all features that share it, in the schema's order."""
-    features: dict[str, list[str]] = {}
-    rows: dict[str, int] = {}
-    for feature in schema.sparse:
-        features.setdefault(feature.table_name, []).append(feature.name)
-        rows[feature.table_name] = max(rows.get(feature.table_name, 0), feature.num_embeddings)
-    return [
-        EmbeddingBagConfig(name, embedding_dim, rows[name], tuple(names), pooling)  # type: ignore[arg-type]
-        for name, names in features.items()
-    ]
