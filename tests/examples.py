@@ -3,7 +3,7 @@
 A comment before a block changes what is done with it:
 
     <!-- file: PATH -->               write the block to PATH
-    <!-- test: --trainer.x 1 ... -->  add options to its fit, validate, test and predict commands, as far as they apply
+    <!-- test: --trainer.x 1 ... -->  add options to its fit, validate, test and predict commands that these do not give
     <!-- test: fails 2 -->            its commands end with that exit code
     <!-- test: skip, run by FILE -->  FILE, a test that exists, runs them
 """
@@ -79,12 +79,13 @@ def run_command(command: str, note: str, root: Path) -> None:
     assert words[0] == "recloom", f"no rule to run {command!r}"
     argv = words[1:]
     if argv[0] in LIGHTNING and not expected:
-        argv += options(note, argv) + ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+        argv += [*options(note, argv), "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     # several processes: Lightning starts the others with this process's arguments
     apart = "hybrid" in command
     if apart:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "recloom.cli.main", *argv], env=env, capture_output=True, text=True)
+        command_line = [sys.executable, "-m", "recloom.cli.main", *argv]
+        done = subprocess.run(command_line, env=env, capture_output=True, text=True, check=False)
         code, out, err = done.returncode, done.stdout, done.stderr
     else:
         code, out, err = run_cli(argv)
@@ -96,13 +97,18 @@ def options(note: str, argv: list[str]) -> list[str]:
     words = shlex.split(note)
     pairs = [f"{name}={value}" for name, value in zip(words[::2], words[1::2], strict=True)]
     parquet = "ParquetClicks" in argv
+    given = {word.partition("=")[0] for word in argv}
+    pairs = [pair for pair in pairs if pair.partition("=")[0] not in given]
     return [pair for pair in pairs if not (parquet and pair.startswith("--data.num_") and "workers" not in pair)]
 
 
 def write_samples(folder: Path) -> None:
     """Write the raw logs that pages name: clicks.csv, and train.txt in Criteo's format."""
     draw = random.Random(0)
-    rows = [f"{draw.random() < 0.3:d},{draw.random():.3f},{draw.randint(18, 80)},u{draw.randint(0, 50)},i{draw.randint(0, 30)},{t}" for t in range(1000, 3000)]
+    rows = []
+    for time in range(1000, 3000):
+        user, item = f"u{draw.randint(0, 50)}", f"i{draw.randint(0, 30)}"
+        rows.append(f"{draw.random() < 0.3:d},{draw.random():.3f},{draw.randint(18, 80)},{user},{item},{time}")
     (folder / "clicks.csv").write_text("\n".join(["clicked,price,age,user,item,time", *rows]) + "\n")
     lines = []
     for _ in range(2000):

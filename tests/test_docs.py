@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from examples import run_page
 
 ROOT = Path(__file__).parents[1]
@@ -24,5 +25,5 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run([*build, str(tmp_path), "-d", str(tmp_path / "trees")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "components.html").read_text()
-    for name in ("DLRM", "CrossNet", "SyntheticClicks", "sparse_lr"):
+    for name in ("DLRM", "CrossNet", "SyntheticClicks", "embedding_dim"):
         assert name in page

@@ -95,9 +95,7 @@ class Report:
 
     def code(self, text: str, title: str, language: str = "") -> None:
         """Add text as it is, folded under `title`."""
-        self._html.append(
-            f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
-        )
+        self._html.append(f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>")
         self._markdown.append(f"{title}:\n\n```{language}\n{text.rstrip()}\n```")
 
     def append(self, other: Report) -> None:

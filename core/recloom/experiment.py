@@ -102,6 +102,7 @@ class Lab:
         out: The run's folder, for whatever the experiment wants to keep.
         say: Called with a line of progress.
         fingerprint: What a remembered measurement must have been made with.
+        data: A folder with real data to measure on, written by `recloom prepare`; None: generated data.
     """
 
     budget: Budget
@@ -109,6 +110,7 @@ class Lab:
     out: Path
     say: Callable[[str], None] = _say_nothing
     fingerprint: str = ""
+    data: Path | None = None
     _seconds: float = field(default=0.0, init=False)
 
     def once(self, key: str, measure: Callable[[], T]) -> T:
@@ -179,6 +181,7 @@ def run_experiment(
     budget: Budget = "small",
     seeds: Sequence[int] = (0,),
     say: Callable[[str], None] = _say_nothing,
+    data: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run `experiment`; write claims.json, report.html and report.md into `out`; return the contents of claims.json.
 
@@ -191,7 +194,7 @@ def run_experiment(
             path.unlink()
         (out / "claims.json").replace(out / "claims-previous.json")
     where = machine.line()
-    lab = Lab(budget, list(seeds), out, say, _fingerprint(experiment, budget, where))
+    lab = Lab(budget, list(seeds), out, say, _fingerprint(experiment, budget, where, data), data)
     report = Report(f"Reproduction: {name}", experiment.paper)
     start = time.perf_counter()
     report.text(experiment.summary)
@@ -240,10 +243,10 @@ def _row(claim: Claim, seeds: Sequence[int], where: str, seconds: float) -> dict
     }
 
 
-def _fingerprint(experiment: Experiment, budget: str, where: str) -> str:
+def _fingerprint(experiment: Experiment, budget: str, where: str, data: Path | None) -> str:
     try:
         source = inspect.getsource(sys.modules[type(experiment).__module__])
     except (KeyError, OSError, TypeError):  # defined at a prompt: nothing tells whether it has changed
         return secrets.token_hex(8)
-    text = "\n".join([__version__, budget, where, source])
+    text = "\n".join([__version__, budget, where, str(data), source])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -40,8 +40,10 @@ def lines(
     for axes, (title, series) in zip(grid, panels.items(), strict=False):
         for index, (name, (x, y)) in enumerate(series.items()):
             step = -(-len(x) // MOST_POINTS) or 1
-            marker = "o" if len(x) == 1 else ""
-            axes.plot(x[::step], y[::step], label=name, color=COLOURS[index % len(COLOURS)], lw=1.4, marker=marker, ms=4)
+            marker = "o" if len(x) <= 10 else ""
+            axes.plot(
+                x[::step], y[::step], label=name, color=COLOURS[index % len(COLOURS)], lw=1.4, marker=marker, ms=4
+            )
         if levels and title in levels:
             axes.axhline(levels[title], color=COLOURS[-1], lw=1, ls="--")
         _dress(axes, title, x_label, "", legend=len(series) > 1)

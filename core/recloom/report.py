@@ -6,7 +6,6 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -177,6 +176,9 @@ def _model(report: Report, module: LightningModule) -> None:
     hidden = f"The largest {len(largest)} of {len(tables)} tables." if len(largest) < len(tables) else ""
     report.table(
         ("table", "rows", "width", "pooling", "features"),
-        [(t.name, t.num_embeddings, t.embedding_dim, t.pooling, ", ".join(map(show, t.feature_names))) for t in largest],
+        [
+            (t.name, t.num_embeddings, t.embedding_dim, t.pooling, ", ".join(map(show, t.feature_names)))
+            for t in largest
+        ],
         hidden,
     )

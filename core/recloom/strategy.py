@@ -180,10 +180,13 @@ class RecloomStrategy(DDPStrategy):
             assert spans is not None
             if "optimizer_states" not in checkpoint:  # a checkpoint of weights only
                 break
-            # what is left behind is shared by all rows, such as a step count
-            state = checkpoint["optimizer_states"][i]["state"].get(index, {})
-            for key in [key for key, value in state.items() if value.ndim and len(value) == spans.rows]:
-                found[shards.state_name(i, index, key)] = (state.pop(key), spans)
+            states = checkpoint["optimizer_states"][i]["state"]
+            rows = {
+                key: value for key, value in states.get(index, {}).items() if value.ndim and len(value) == spans.rows
+            }
+            found.update({shards.state_name(i, index, key): (value, spans) for key, value in rows.items()})
+            # a new dict: this one is the optimizer's own. What stays is shared by all rows, such as a step count
+            states[index] = {key: value for key, value in states.get(index, {}).items() if key not in rows}
         return found
 
 

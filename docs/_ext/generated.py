@@ -71,18 +71,18 @@ def described(found: Any, skip: tuple[str, ...] = ("schema", "tables", "num_vect
         signature = inspect.signature(found).parameters
     except (TypeError, ValueError):
         signature = {}
-    rows = [
-        f"| `{param.arg_name}` | {code(annotation(signature.get(param.arg_name)))} | {code(default(signature.get(param.arg_name)))} "
-        f"| {escape(' '.join((param.description or '').split()))} |"
-        for param in document.params
-        if param.arg_name not in skip
-    ]
+    rows = []
+    for param in document.params:
+        if param.arg_name not in skip:
+            given = signature.get(param.arg_name)
+            cells = [f"`{param.arg_name}`", code(annotation(given)), code(default(given)), line(param.description)]
+            rows.append(f"| {' | '.join(cells)} |")
     if rows:
         yield "\n".join(["| option | type | default | what it is |", "|---|---|---|---|", *rows])
     if document.returns and document.returns.description:
         yield f"Returns: {prose(document.returns.description)}"
     for raised in document.raises:
-        yield f"Raises `{raised.type_name}`: {escape(' '.join((raised.description or '').split()))}"
+        yield f"Raises `{raised.type_name}`: {line(raised.description)}"
 
 
 def commands() -> Iterator[str]:
@@ -129,9 +129,9 @@ def methods(cls: type) -> Iterator[str]:
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
             continue
-        arguments = "" if isinstance(value, property) else f"({', '.join(p for p in inspect.signature(function).parameters if p not in ('self', 'cls'))})"
-        first = " ".join((docstring_parser.parse(function.__doc__).short_description or "").split())
-        rows.append(f"| `{name}{arguments}` | {escape(first)} |")
+        names = [parameter for parameter in inspect.signature(function).parameters if parameter not in ("self", "cls")]
+        arguments = "" if isinstance(value, property) else f"({', '.join(names)})"
+        rows.append(f"| `{name}{arguments}` | {line(docstring_parser.parse(function.__doc__).short_description)} |")
     if rows:
         yield "\n".join(["| member | what it is |", "|---|---|", *rows])
 
@@ -143,11 +143,11 @@ def signature_text(item: Any) -> str:
         return ""
     parts = []
     for parameter in signature.parameters.values():
-        value = default(parameter)
         star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        parts.append(f"{star}{parameter.name}" + (f": {annotation(parameter)}" if annotation(parameter) else "") + (f" = {value}" if value else ""))
-    line = f"({', '.join(parts)})"
-    return line if len(line) < 90 else "(\n    " + ",\n    ".join(parts) + ",\n)"
+        kind, value = annotation(parameter), default(parameter)
+        parts.append(f"{star}{parameter.name}" + (f": {kind}" if kind else "") + (f" = {value}" if value else ""))
+    joined = f"({', '.join(parts)})"
+    return joined if len(joined) < 90 else "(\n    " + ",\n    ".join(parts) + ",\n)"
 
 
 def annotation(parameter: inspect.Parameter | None) -> str:
@@ -171,6 +171,10 @@ def code(text: str) -> str:
 
 def block(text: str, language: str = "text") -> str:
     return f"```{language}\n{text}\n```"
+
+
+def line(text: str | None) -> str:
+    return escape(" ".join((text or "").split()))
 
 
 def prose(text: str) -> str:

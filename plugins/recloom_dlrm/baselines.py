@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, bag_configs
+from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, Pooling, bag_configs
 from recloom.errors import RecloomError
 from recloom.model import RankingModule
 from recloom.optim import OptimizerConfig
@@ -27,7 +27,7 @@ class LogisticRegression(RankingModule):
         self,
         schema: dict[str, Any] | None = None,
         embedding: EmbeddingFactory = FusedEmbeddingBag,
-        pooling: str = "sum",
+        pooling: Pooling = "sum",
         optimizer: OptimizerConfig | None = None,
     ) -> None:
         super().__init__(schema, optimizer)
@@ -60,7 +60,7 @@ class FactorizationMachine(RankingModule):
         schema: dict[str, Any] | None = None,
         embedding_dim: int = 16,
         embedding: EmbeddingFactory = FusedEmbeddingBag,
-        pooling: str = "sum",
+        pooling: Pooling = "sum",
         optimizer: OptimizerConfig | None = None,
     ) -> None:
         super().__init__(schema, optimizer)
@@ -86,7 +86,7 @@ class FactorizationMachine(RankingModule):
 class _Linear(nn.Module):
     """w_0 + sum_i w_i x_i over dense features and categories, for T labels: tables of width T."""
 
-    def __init__(self, module: RankingModule, embedding: EmbeddingFactory, pooling: str) -> None:
+    def __init__(self, module: RankingModule, embedding: EmbeddingFactory, pooling: Pooling) -> None:
         super().__init__()
         schema = module.schema
         if not schema.sparse:

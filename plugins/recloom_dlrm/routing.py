@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recloom.errors import DataError
-from recloom.rowgrad import outside
+from recloom.rowcheck import check_lengths, outside
 from recloom.rowlayout import RowLayout, bag_of_values
 from recloom_dlrm.planner import ShardingPlan
 
@@ -25,6 +25,7 @@ class Routed:
         values_to: Ids for each rank.
         parts_to: Parts for each rank.
         scale: F*B factors of the bags, or None.
+        shape: (F, B).
     """
 
     rows: Tensor
@@ -34,6 +35,7 @@ class Routed:
     values_to: list[int]
     parts_to: list[int]
     scale: Tensor | None
+    shape: tuple[int, int]
 
 
 class Router:
@@ -68,8 +70,9 @@ class Router:
             DataError: An id is outside its table, or the offsets are no bounds of N ids.
         """
         layout, device = self.layout, ids.device
+        check_lengths(ids, offsets, weights, layout)
         if offsets is not None:
-            _check_offsets(ids, offsets, layout.num_features)
+            _check_offsets(ids, offsets)
         bags = len(ids) if offsets is None else len(offsets) - 1
         samples = bags // layout.num_features
         bag = torch.arange(len(ids), device=device) if offsets is None else bag_of_values(ids, offsets)
@@ -97,6 +100,7 @@ class Router:
             counts[0],
             counts[1],
             self._scale(offsets, samples),
+            (layout.num_features, samples),
         )
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,10 +126,6 @@ class Router:
         return torch.where(mean, share, 1.0)
 
 
-def _check_offsets(ids: Tensor, offsets: Tensor, features: int) -> None:
-    if (len(offsets) - 1) % features:
-        raise DataError(
-            f"{len(offsets) - 1} bags cannot be split over {features} features", "Ids are key-major, F*B bags."
-        )
+def _check_offsets(ids: Tensor, offsets: Tensor) -> None:
     if int(offsets[0]) != 0 or int(offsets[-1]) != len(ids) or bool((offsets.diff() < 0).any()):
         raise DataError(f"the offsets of {len(ids)} ids do not rise from 0 to {len(ids)}", "Check the bags' lengths.")

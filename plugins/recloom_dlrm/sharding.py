@@ -16,7 +16,7 @@ from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedE
 from recloom.errors import RecloomError, unknown
 from recloom.rowlayout import RowLayout, stack_layout
 from recloom.strategy import RecloomStrategy, mark_sharded
-from recloom_dlrm import exchange
+from recloom_dlrm import exchange, pooling
 from recloom_dlrm.planner import Sharding, ShardingPlan, make_plan
 from recloom_dlrm.routing import Router
 
@@ -52,9 +52,11 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
         self.layout = stack_layout([(t.num_embeddings, t.feature_names, t.pooling) for t in self.tables])
         self._single = {name: self.layout.only(name) for name in self.feature_names}
         self._routers: dict[str, Router] = {}
-        self._rows: dict[str, RowLayout] = {}
         self.plan: ShardingPlan | None = None
         self.rank = 0
+        self.row_gradient_factor = 1.0
+        """Factor on row gradients: 1/R, as for dense gradients that are averaged over ranks, each from the mean loss of
+        its own samples. A strategy that does not average those sets it otherwise."""
         self.batch_share = 1.0
         """R times this rank's share of the samples of the last batch: 1 when all ranks have equally many."""
         self.output_dim = self.one_width()
@@ -111,8 +113,8 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
             self._draw(plan)
         else:
             self.weight.data = spans.take(self.weight.detach())
-        self._rows = {kind: RowLayout(("rows",), (0,), (spans.rows,), (kind,), (0,)) for kind in ("sum", "weighted")}
         self._routers = {}
+        self.row_gradient_factor = 1 / world
         self.plan = plan
         if world > 1:
             mark_sharded(self.weight, spans)
@@ -166,37 +168,20 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
             else:
                 whole = rowgrad.lookup(self.weight, ids, offsets, weights, layout)
             return lambda: whole
-        group = exchange.groups()
         assert self.plan is not None
         if feature not in self._routers:
             self._routers[feature] = Router(self.plan, layout)
+        group = exchange.groups()
         try:
             routed = self._routers[feature].route(ids, offsets, weights)
         except Exception:
-            exchange.share_failure(group)
+            exchange.share_failure(group)  # the others are about to wait for this rank's counts
             raise
-        samples = (len(ids) if offsets is None else len(offsets) - 1) // layout.num_features
+        _, samples = routed.shape
         counts = exchange.share_counts(group, samples, offsets is not None, routed.values_to, routed.parts_to)
         if not feature:
             self.batch_share = samples * self.world_size / max(1, sum(counts.samples))
-        values_from = [row[self.rank] for row in counts.values]
-        parts_from = [row[self.rank] for row in counts.parts]
-        rows = exchange.send(group, routed.rows, routed.values_to, values_from)
-        bounds = None
-        if counts.bags:
-            lengths = torch.ones_like(routed.rows) if routed.lengths is None else routed.lengths
-            received = exchange.send(group, lengths, routed.parts_to, parts_from).wait()
-            bounds = torch.cat([received.new_zeros(1), received.cumsum(0)])
-        scales = None
-        if routed.weights is not None:
-            args = (routed.weights, group, routed.values_to, values_from)
-            scales = exchange.SendWeights.apply(*args)  # type: ignore[no-untyped-call]
-        owned = self._rows["sum" if scales is None else "weighted"]
-        pooled = rowgrad.lookup(self.weight, rows.wait(), bounds, scales, owned).squeeze(1)
-        shape = (layout.num_features, samples)
-        link = exchange.Pooled(group, parts_from, routed.parts_to, routed.bag, shape, offsets is None, routed.scale)
-        buffer = exchange.SendPooled.apply(pooled, link)  # type: ignore[no-untyped-call]
-        return lambda: exchange.ReceivePooled.apply(buffer, link)  # type: ignore[no-untyped-call]
+        return pooling.start(self.weight, group, routed, counts, self.row_gradient_factor)
 
     def table_weight(self, name: str) -> Tensor:
         """Return the table's rows, a view; see the base class.

@@ -38,6 +38,7 @@ def import_weights(model: DLRM, state: Mapping[str, Tensor], layout: Layout) -> 
         RecloomError: A weight is missing or has another shape.
     """
     state = _without_prefix(state, _REFERENCE_ANCHOR if layout == "reference" else _TORCHREC_ANCHOR)
+    order = _columns(model) if layout == "torchrec" else None
     pairs = list(_pairs(model, _table_names(model, state, layout), layout))
     problems = [
         f"{name} is missing"
@@ -53,7 +54,7 @@ def import_weights(model: DLRM, state: Mapping[str, Tensor], layout: Layout) -> 
     with torch.no_grad():
         for name, ours in pairs:
             found = state[name]
-            ours.copy_(found.index_select(1, _columns(model)) if layout == "torchrec" and name == first else found)
+            ours.copy_(found if order is None or name != first else found.index_select(1, order))
 
 
 def export_weights(model: DLRM, layout: Layout) -> dict[str, Tensor]:

@@ -45,7 +45,12 @@ def test_it_is_listed(stranger) -> None:
 
 
 def test_it_trains_by_its_config_and_its_model_by_name(stranger) -> None:
-    argv = ["fit", "--config=configs/field_aware.yaml", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    argv = [
+        "fit",
+        "--config=configs/field_aware.yaml",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
     out = run(stranger, *CLI, *argv, *QUICK, "--run_dir=runs/one")
     assert re.search(r"validation NE \d\.\d+", out)
     config = (stranger[0] / "runs" / "one" / "config.yaml").read_text()

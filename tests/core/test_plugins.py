@@ -1,4 +1,4 @@
-"""Discovery: a broken plugin is told and never fatal, hooks are documented, and nothing heavy is imported for a list."""
+"""Discovery: a broken plugin is told and never fatal, hooks are documented, lists import nothing heavy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from recloom.plugins import GROUP, PluginHost
 
 BROKEN = {
     "syntax": ("def register(:", "SyntaxError"),
-    "imports": ("import a_package_that_is_not_there", "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+    "imports": (
+        "import a_package_that_is_not_there",
+        "ModuleNotFoundError: No module named 'a_package_that_is_not_there'",
+    ),
     "exits": ("raise SystemExit('licence expired')", "SystemExit: licence expired"),
     "empty": ("x = 1", "it has no register(catalog) function"),
     "raises": ("def register(catalog): catalog.models.add('GoneModel', 'm:M'); 1 / 0", "ZeroDivisionError"),
@@ -58,7 +61,9 @@ def recloom(folder: Path, *argv: str, **env: str) -> subprocess.CompletedProcess
 
 
 def test_broken_plugins_are_listed_with_their_reasons_and_everything_else_works(tmp_path: Path) -> None:
-    good = "@hookimpl\ndef register(catalog):\n    catalog.interactions.add('Fine', 'stranger_good:Fine', summary='fine')"
+    good = (
+        "@hookimpl\ndef register(catalog):\n    catalog.interactions.add('Fine', 'stranger_good:Fine', summary='fine')"
+    )
     write_plugins(tmp_path, {**{name: source for name, (source, _) in BROKEN.items()}, "good": good})
     listed = recloom(tmp_path, "plugins", "--json")
     assert listed.returncode == 0, listed.stderr
@@ -119,7 +124,10 @@ def test_every_hook_is_documented(root: Path) -> None:
         assert len(inspect.getdoc(function) or "") > 40
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["plugins"], ["components"], ["bench", "--help"], ["reproduce", "--help"], ["new-plugin", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["plugins"], ["components"], ["bench", "--help"], ["reproduce", "--help"], ["new-plugin", "--help"]],
+)
 def test_lists_and_help_import_no_torch(argv: list[str]) -> None:
     code = (
         "import resource, sys; from recloom.cli.main import main\n"

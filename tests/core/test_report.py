@@ -57,7 +57,9 @@ class Plain(pl.LightningModule):
 
 def test_any_lightning_module_gets_a_report_even_of_an_empty_folder(tmp_path: Path) -> None:
     module = Plain()
-    trainer = pl.Trainer(accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
     trainer.fit(module, DataLoader(torch.arange(10).view(5, 2), batch_size=None))
     (tmp_path / "metrics.csv").write_text("step,my_metric,epoch\n0,1.5,0\n1,nan,0\n2,0.5,0\n3,0")
     start = time.perf_counter()

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 def bench(argv: list[str]) -> int:
     """Run a registered benchmark with the arguments that follow its name; return its exit code."""
-    parser = _parser("bench", "Run a plugin's speed measurement.", catalog().benchmarks, "[options]")
-    parser.epilog += "\n`recloom bench NAME --help` shows the options of a benchmark."
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the benchmark; everything after it is its own")
+    parser = _parser("bench", "Run a plugin's speed measurement.", catalog().benchmarks)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the benchmark; what follows is its own, --help too")
     head = [argv[0]] if argv else []
     options = parser.parse_args(head)
     if options.list or options.name is None:
@@ -34,13 +33,14 @@ def reproduce(argv: list[str]) -> int:
 
     Returns 0 when the run was measured to its end, whatever came out; with --strict, 1 when a claim does not hold.
     """
-    parser = _parser(
-        "reproduce", "Run a paper's experiment and judge its claims.", catalog().experiments, "[options]"
-    )
+    parser = _parser("reproduce", "Run a paper's experiment and judge its claims.", catalog().experiments)
     parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment")
     parser.add_argument("--budget", choices=("small", "full"), default="small", help="minutes, or the paper's setting")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs/reproduce-NAME-BUDGET)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results go (default: runs/reproduce-NAME-BUDGET)"
+    )
     parser.add_argument("--seeds", type=str, default="0", metavar="S,S,...", help="seeds to repeat with (default: 0)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="real data, as `recloom prepare` wrote them")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a claim does not hold")
     options = parser.parse_args(argv)
     if options.list or options.name is None:
@@ -55,7 +55,9 @@ def reproduce(argv: list[str]) -> int:
 
     print(f"{options.name}: {experiment.paper}\n{textwrap.fill(experiment.summary, 100)}")
     print(textwrap.fill(f"budget {options.budget}: {experiment.scope[options.budget]}", 100))
-    rows = run_experiment(options.name, experiment, out, options.budget, seeds, lambda text: print(text, flush=True))
+    rows = run_experiment(
+        options.name, experiment, out, options.budget, seeds, lambda text: print(text, flush=True), options.data
+    )
     _print_claims(rows)
     print(f"report: {out / 'report.html'}\nclaims: {out / 'claims.json'}")
     return int(options.strict and not all(row["holds"] for row in rows))
@@ -83,16 +85,18 @@ def _seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise RecloomError(f"--seeds {text!r} is no list of whole numbers", "Write, for example: --seeds 0,1,2") from None
+        raise RecloomError(
+            f"--seeds {text!r} is no list of whole numbers", "Write, for example: --seeds 0,1,2"
+        ) from None
     if len(set(seeds)) < len(seeds):
         raise RecloomError(f"--seeds {text!r} names a seed twice", "Each seed counts once.")
     return seeds
 
 
-def _parser(command: str, description: str, registry: Registry[Any], rest: str) -> argparse.ArgumentParser:
+def _parser(command: str, description: str, registry: Registry[Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"recloom {command}",
-        usage=f"recloom {command} NAME {rest}\n       recloom {command} --list",
+        usage=f"recloom {command} NAME [options]\n       recloom {command} --list",
         description=description,
         epilog=f"{registry.kind}s:\n{_listing(registry)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -72,7 +72,8 @@ def check_name(name: str) -> None:
         component = camel_case(name) + suffix
         if component in registry:
             raise RecloomError(
-                f"plugin {registry.get(component).plugin!r} has {registry.kind} {component!r} already", "Choose another name."
+                f"plugin {registry.get(component).plugin!r} has {registry.kind} {component!r} already",
+                "Choose another name.",
             )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import forkserver
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,10 @@ class BatchLoader:
         if plan.used < plan.total and rank == 0:
             _LOG.info("%s of %s rows of an epoch do not fill a batch", f"{plan.total - plan.used:,}", f"{plan.total:,}")
         self._order = _Order()
-        self._workers = _start_workers(source, self._order, num_workers, prefetch) if num_workers else None
+        self._num_workers, self._prefetch = num_workers, prefetch
+        self._workers: DataLoader | None = None
+        self._running: weakref.ref[Generator[Any]] | None = None
+        self._start_method = _start_server() if num_workers else ""
 
     def __len__(self) -> int:
         return self._length
@@ -88,6 +92,7 @@ class BatchLoader:
         self._epoch, first = self._start()
         plan = self._plan(self._epoch)
         blocks, begin, end, block = self._blocks(plan, first), 0, 0, None
+        self._running = weakref.ref(blocks)
         for index in range(first, len(plan)):
             parts = []
             start, stop = plan.span(index)
@@ -99,6 +104,13 @@ class BatchLoader:
                 start = min(stop, end)
             self._batch = index + 1
             yield parts[0] if len(parts) == 1 else Batch.concat(parts)
+
+    def close(self) -> None:
+        """Stop the workers; the next iteration starts new ones."""
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        self._workers = None
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`."""
@@ -139,21 +151,19 @@ class BatchLoader:
     def _plan(self, epoch: int) -> EpochPlan:
         return EpochPlan(self.source.block_rows(epoch), *self._plan_options)
 
-    def _blocks(self, plan: EpochPlan, first: int) -> Iterator[tuple[int, int, Batch]]:
+    def _blocks(self, plan: EpochPlan, first: int) -> Generator[tuple[int, int, Batch]]:
         """Yield (first row, row after the last, block) from the block of batch `first` to that of the last batch."""
         low, high = plan.span(first)[0], plan.span(len(plan) - 1)[1]
         begins = [0, *plan.ends[:-1]]
         needed = [i for i, (begin, end) in enumerate(zip(begins, plan.ends, strict=True)) if begin < high and end > low]
         self._order.items = [(self._epoch, index) for index in needed]
-        if self._workers is None:
-            loaded: Iterator[Any] = (_load(self.source, item) for item in self._order)
-        else:
-            loaded = iter(self._workers)
+        loaded: Iterator[Any] | None = None
         for index in needed:
             try:
+                loaded = loaded or self._loaded()
                 block = next(loaded)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
                     f"a process that loads data died: {error}",
@@ -161,8 +171,29 @@ class BatchLoader:
                     " `if __name__ == '__main__':`. num_workers=0 loads in the main process.",
                 ) from error
             if isinstance(block, RecloomError):
-                raise block
+                try:
+                    raise block
+                finally:
+                    del block  # or the error and this frame keep each other, and the workers, alive
             yield begins[index], plan.ends[index], block
+
+    def _loaded(self) -> Iterator[Any]:
+        """Return the blocks of `self._order`, each a Batch or an error."""
+        if not self._num_workers:
+            return (_load(self.source, item) for item in self._order)
+        if self._workers is None:
+            self._workers = DataLoader(
+                _Blocks(self.source),
+                batch_size=None,
+                sampler=self._order,
+                num_workers=self._num_workers,
+                collate_fn=_as_is,
+                multiprocessing_context=self._start_method,
+                generator=torch.Generator(),  # or each iteration would draw from the global one
+                persistent_workers=True,
+                prefetch_factor=self._prefetch,
+            )
+        return iter(self._workers)
 
 
 class _Order:
@@ -200,22 +231,15 @@ def _as_is(block: Any) -> Any:
     return block
 
 
-def _start_workers(source: BlockSource, order: _Order, num_workers: int, prefetch: int) -> DataLoader:
-    """Return a DataLoader of whole blocks.
+def _start_server() -> str:
+    """Start the fork server, which imports torch while the caller goes on; return the start method for workers.
 
-    Workers come from a fork server: forking this process, with its thread pools and perhaps CUDA, can deadlock. The
-    server starts now and imports torch while the caller goes on.
+    Forking this process itself, with its thread pools, its tables and perhaps CUDA, can deadlock, and doubles the
+    memory of every table that training writes to.
     """
     multiprocessing.set_forkserver_preload(["__main__", __name__, "pyarrow.parquet"])
-    forkserver.ensure_running()
-    return DataLoader(
-        _Blocks(source),
-        batch_size=None,
-        sampler=order,
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        multiprocessing_context="forkserver",
-        generator=torch.Generator(),  # or each iteration would draw from the global one
-        persistent_workers=True,
-        prefetch_factor=prefetch,
-    )
+    try:
+        forkserver.ensure_running()
+    except ChildProcessError:  # this process was forked from one that has a server
+        return "spawn"
+    return "forkserver"

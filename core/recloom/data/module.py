@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from typing import Any
 
@@ -42,6 +43,7 @@ class BlockDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.shuffle = shuffle
         self.rank_split: RankSplit = rank_split
+        self._loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
 
     @property
     @abstractmethod
@@ -74,7 +76,7 @@ class BlockDataModule(LightningDataModule):
         ranks: dict[str, Any] = {}
         if self.trainer is not None:
             ranks = self.trainer.distributed_sampler_kwargs or {}
-        return BatchLoader(
+        loader = BatchLoader(
             self.source(split, shuffle),
             batch_size,
             drop_last=drop_last,
@@ -84,3 +86,14 @@ class BlockDataModule(LightningDataModule):
             rank_split=self.rank_split,
             epoch=self.trainer.current_epoch if self.trainer is not None else 0,
         )
+        self._loaders.add(loader)
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        """Stop the workers."""
+        for loader in self._loaders:
+            loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the workers."""
+        self.teardown("")

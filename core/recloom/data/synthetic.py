@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from recloom.data.clickworld import ClickBlocks, ClickWorldConfig
+from recloom.data.clickblocks import ClickBlocks
+from recloom.data.clickworld import ClickWorldConfig
 from recloom.data.module import BlockDataModule
 from recloom.data.plan import RankSplit
 from recloom.errors import RecloomError, unknown

@@ -192,22 +192,19 @@ INLINE void sgd(const Update *u, int thread, int threads, int64_t dim) {
     }
 }
 
-/* The gradients of each touched row of one table, as chains in the batch's order. */
-typedef struct {
-    int64_t row;
-    int32_t head, tail;
-} Slot;
+/* The gradients of one table's touched rows, sorted by row: group i is row[i], its gradients, in the batch's order,
+ * are links[start[i]] .. links[start[i + 1] - 1]. A value's slot is its row in a table that is small for the batch,
+ * else the place in the order of first appearance, found by a hash table. */
 typedef struct {
     const float *gradient;
     float coefficient;
-    int32_t next;
 } Link;
 typedef struct {
-    Slot *slots;
+    int64_t *row;
+    int32_t *start, *slot_of_value, *cursor, *map;
     Link *links;
-    int32_t *map; /* hash of row -> slot, open addressing; -1 is free */
-    int64_t slot_count, link_count, mask;
-} Chains;
+    int64_t groups, slots, mask; /* mask < 0: the slots are rows */
+} Groups;
 
 static int64_t values_of_table(const Update *u, int64_t table) {
     int64_t count = 0;
@@ -220,95 +217,154 @@ static int64_t values_of_table(const Update *u, int64_t table) {
     return count;
 }
 
-INLINE void chain(Chains *c, int64_t row, const float *gradient, float coefficient) {
-    int32_t link = (int32_t)c->link_count++;
-    c->links[link] = (Link){gradient, coefficient, -1};
-    for (uint64_t h = hash(row) >> 24;; h++) {
-        int32_t *place = c->map + (h & (uint64_t)c->mask);
+static int64_t rows_of_table(const Update *u, int64_t table) {
+    for (int64_t s = 0; s < u->count; s++)
+        for (int64_t f = 0; f < u->bags[s].features; f++)
+            if (u->bags[s].table[f] == table) return u->bags[s].rows[f];
+    return 0;
+}
+
+INLINE int small_for(int64_t rows, int64_t values) { return rows <= 8 * values; }
+
+INLINE int32_t *place_of(const Groups *g, int64_t row) { return g->map + ((hash(row) >> 24) & (uint64_t)g->mask); }
+
+INLINE int32_t slot_of(Groups *g, int64_t row) {
+    if (g->mask < 0) return (int32_t)row;
+    for (int32_t *place = place_of(g, row);; place = place == g->map + g->mask ? g->map : place + 1) {
         if (*place < 0) {
-            *place = (int32_t)c->slot_count;
-            c->slots[c->slot_count++] = (Slot){row, link, link};
-            return;
+            *place = (int32_t)g->slots++;
+            g->row[*place] = row;
+            g->cursor[*place] = 0;
         }
-        Slot *slot = c->slots + *place;
-        if (slot->row == row) {
-            c->links[slot->tail].next = link;
-            slot->tail = link;
-            return;
-        }
+        if (g->row[*place] == row) return *place;
     }
 }
 
-INLINE void build_chains(const Update *u, Chains *c, int64_t table, int thread, int threads, int64_t *base) {
+/* One pass over the table's values: the first one counts the values of each slot, the second one places their links. */
+INLINE void group_pass(const Update *u, Groups *g, int64_t table, int thread, int threads, int second) {
+    int64_t value = 0;
     for (int64_t s = 0; s < u->count; s++) {
         const Bags *b = u->bags + s;
         for (int64_t f = 0; f < b->features; f++) {
             if (b->table[f] != table) continue;
-            *base = b->base[f];
             int64_t first = f * b->batch, stop = first + b->batch, mode = b->mode[f];
+            int64_t limit = b->offsets ? b->offsets[stop] : stop;
             for (int64_t k = first; k < stop; k++) {
                 const float *gradient = b->bags + (k - first) * b->row_stride + f * b->feature_stride;
                 int64_t start = b->offsets ? b->offsets[k] : k, end = b->offsets ? b->offsets[k + 1] : k + 1;
-                for (int64_t n = start; n < end; n++)
-                    if (owns(u, b->ids[n], thread, threads))
-                        chain(c, b->ids[n], gradient, coefficient(b, mode, n, end - start));
+                for (int64_t n = start; n < end; n++) {
+                    if (!owns(u, b->ids[n], thread, threads)) continue;
+                    if (second) {
+                        float scale = coefficient(b, mode, n, end - start);
+                        g->links[g->cursor[g->slot_of_value[value++]]++] = (Link){gradient, scale};
+                        continue;
+                    }
+                    if (g->mask >= 0 && n + AHEAD < limit) __builtin_prefetch(place_of(g, b->ids[n + AHEAD]), 1);
+                    g->cursor[g->slot_of_value[value++] = slot_of(g, b->ids[n])]++;
+                }
             }
         }
     }
 }
 
-/* rowwise: s += mean(g^2), w -= lr g / (sqrt(s) + eps); elementwise: the same with a state for each element */
-INLINE void adagrad_rows(const Update *u, const Chains *c, int64_t base, float *sum, int64_t dim) {
-    for (int64_t i = 0; i < c->slot_count; i++) {
-        if (i + AHEAD < c->slot_count) {
-            int64_t ahead = base + c->slots[i + AHEAD].row;
-            prefetch(u->weight + ahead * dim, dim, 1);
-            if (u->rule == ADAGRAD) prefetch(u->state + ahead * dim, dim, 1);
-            else __builtin_prefetch(u->state + ahead, 1);
-        }
-        int64_t row = base + c->slots[i].row;
-        for (int64_t d = 0; d < dim; d++) sum[d] = 0;
-        for (int32_t l = c->slots[i].head; l >= 0; l = c->links[l].next)
-            axpy(sum, c->links[l].gradient, c->links[l].coefficient, dim);
-        float *w = u->weight + row * dim;
-        if (u->rule == ROWWISE_ADAGRAD) {
-            float s = u->state[row] += dot(sum, sum, dim) / (float)dim;
-            axpy(w, sum, -u->lr / (sqrtf(s) + u->eps), dim);
+/* Sort the gradients of `count` values by row. */
+INLINE void group(const Update *u, Groups *g, int64_t table, int64_t count, int thread, int threads) {
+    int64_t rows = rows_of_table(u, table), size = 2;
+    int small = small_for(rows, count);
+    while (size < 2 * count) size *= 2;
+    g->mask = small ? -1 : size - 1;
+    g->slots = small ? rows : 0;
+    if (small) memset(g->cursor, 0, (size_t)rows * sizeof(int32_t));
+    else memset(g->map, -1, (size_t)size * sizeof(int32_t));
+    group_pass(u, g, table, thread, threads, 0);
+    int32_t position = 0;
+    g->groups = 0;
+    for (int64_t slot = 0; slot < g->slots; slot++) {
+        int32_t values = g->cursor[slot];
+        g->cursor[slot] = position;
+        if (!values) continue;
+        if (small) g->row[g->groups] = slot;
+        g->start[g->groups++] = position;
+        position += values;
+    }
+    g->start[g->groups] = position;
+    group_pass(u, g, table, thread, threads, 1);
+}
+
+INLINE void prefetch_row(const Update *u, int64_t row, int64_t dim) {
+    prefetch(u->weight + row * dim, dim, 1);
+    if (u->rule == ADAGRAD) prefetch(u->state + row * dim, dim, 1);
+    else __builtin_prefetch(u->state + row, 1);
+}
+
+/* by row: s += mean(g^2), w -= lr g / (sqrt(s) + eps); by element: the same with a state for each element */
+INLINE void adagrad_row(const Update *u, int64_t row, const float *sum, int64_t dim) {
+    float *w = u->weight + row * dim;
+    if (u->rule == ROWWISE_ADAGRAD) {
+        float s = u->state[row] += dot(sum, sum, dim) / (float)dim;
+        axpy(w, sum, -u->lr / (sqrtf(s) + u->eps), dim);
+        return;
+    }
+    float *s = u->state + row * dim;
+    for (int64_t d = 0; d < dim; d++) {
+        s[d] += sum[d] * sum[d];
+        w[d] -= u->lr * sum[d] / (sqrtf(s[d]) + u->eps);
+    }
+}
+
+INLINE void adagrad_rows(const Update *u, const Groups *g, int64_t base, float *scratch, int64_t dim, int constant) {
+    for (int64_t i = 0; i < g->groups; i++) {
+        if (i + AHEAD < g->groups) prefetch_row(u, base + g->row[i + AHEAD], dim);
+        const Link *link = g->links + g->start[i], *end = g->links + g->start[i + 1];
+        if (constant) { /* the sum in registers */
+            vec sum[16];
+            for (int64_t v = 0; v < dim / LANES; v++)
+                sum[v] = link->coefficient * *(const vec *)(link->gradient + v * LANES);
+            while (++link < end)
+                for (int64_t v = 0; v < dim / LANES; v++)
+                    sum[v] += link->coefficient * *(const vec *)(link->gradient + v * LANES);
+            adagrad_row(u, base + g->row[i], (const float *)sum, dim);
         } else {
-            float *s = u->state + row * dim;
-            for (int64_t d = 0; d < dim; d++) {
-                s[d] += sum[d] * sum[d];
-                w[d] -= u->lr * sum[d] / (sqrtf(s[d]) + u->eps);
-            }
+            for (int64_t d = 0; d < dim; d++) scratch[d] = 0;
+            for (; link < end; link++) axpy(scratch, link->gradient, link->coefficient, dim);
+            adagrad_row(u, base + g->row[i], scratch, dim);
         }
     }
 }
 
-/* Returns 0, or -1 when memory ran out (nothing of that table was changed then). */
-INLINE int adagrad(const Update *u, int thread, int threads, int64_t dim) {
-    int64_t most = 0, slots = 2;
-    for (int64_t t = 0; t < u->tables; t++)
-        if (!u->owner || u->owner[t] == thread) {
-            int64_t count = values_of_table(u, t);
-            most = count > most ? count : most;
-        }
-    while (slots < 2 * most) slots *= 2;
-    Chains c = {malloc((size_t)(most + 1) * sizeof(Slot)), malloc((size_t)(most + 1) * sizeof(Link)),
-                malloc((size_t)slots * sizeof(int32_t)), 0, 0, 0};
-    float *sum = malloc((size_t)dim * sizeof(float));
-    int ok = c.slots && c.links && c.map && sum && most < INT32_MAX;
-    for (int64_t t = 0; ok && t < u->tables; t++) {
+static int64_t base_of_table(const Update *u, int64_t table) {
+    for (int64_t s = 0; s < u->count; s++)
+        for (int64_t f = 0; f < u->bags[s].features; f++)
+            if (u->bags[s].table[f] == table) return u->bags[s].base[f];
+    return 0;
+}
+
+/* Returns 0, or -1 when memory ran out; nothing was changed then. */
+INLINE int adagrad(const Update *u, int thread, int threads, int64_t dim, int constant) {
+    int64_t most = 0, slots = 0, size = 2;
+    for (int64_t t = 0; t < u->tables; t++) {
         if (u->owner && u->owner[t] != thread) continue;
-        int64_t count = values_of_table(u, t), base = 0, size = 2;
-        if (!count) continue;
-        while (size < 2 * count) size *= 2;
-        memset(c.map, -1, (size_t)size * sizeof(int32_t));
-        c.slot_count = c.link_count = 0;
-        c.mask = size - 1;
-        build_chains(u, &c, t, thread, threads, &base);
-        adagrad_rows(u, &c, base, sum, dim);
+        int64_t count = values_of_table(u, t), rows = rows_of_table(u, t);
+        int64_t needed = small_for(rows, count) ? rows : count;
+        most = count > most ? count : most;
+        slots = needed > slots ? needed : slots;
     }
-    free(c.slots), free(c.links), free(c.map), free(sum);
+    while (size < 2 * most) size *= 2;
+    Groups g = {.row = malloc((size_t)(most + 1) * sizeof(int64_t)),
+                .start = malloc((size_t)(most + 2) * sizeof(int32_t)),
+                .slot_of_value = malloc((size_t)(most + 1) * sizeof(int32_t)),
+                .cursor = malloc((size_t)(slots + 1) * sizeof(int32_t)),
+                .map = malloc((size_t)size * sizeof(int32_t)),
+                .links = malloc((size_t)(most + 1) * sizeof(Link))};
+    float *scratch = malloc((size_t)dim * sizeof(float));
+    int ok = g.row && g.start && g.slot_of_value && g.cursor && g.map && g.links && scratch && most < INT32_MAX / 8;
+    for (int64_t t = 0; ok && t < u->tables; t++) {
+        int64_t count = u->owner && u->owner[t] != thread ? 0 : values_of_table(u, t);
+        if (!count) continue;
+        group(u, &g, t, count, thread, threads);
+        adagrad_rows(u, &g, base_of_table(u, t), scratch, dim, constant);
+    }
+    free(g.row), free(g.start), free(g.slot_of_value), free(g.cursor), free(g.map), free(g.links), free(scratch);
     return ok ? 0 : -1;
 }
 
@@ -350,7 +406,7 @@ static int deal_tables(const Update *u, int32_t *owner, int threads) {
     }                                                                                                                  \
     static int update_##NAME(const Update *u, int thread, int threads, int64_t dim) {                                  \
         (void)dim;                                                                                                     \
-        if (u->rule != SGD) return adagrad(u, thread, threads, DIM);                                                   \
+        if (u->rule != SGD) return adagrad(u, thread, threads, DIM, CONSTANT);                                         \
         sgd(u, thread, threads, DIM);                                                                                  \
         return 0;                                                                                                      \
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from recloom import checkpoint
+from recloom.batch import Batch
 from recloom.catalog import Entry
 from recloom.cli import quiet
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig
@@ -139,7 +141,7 @@ def datamodule_problems(kind: Callable[..., Any], options: dict[str, Any]) -> It
 
 def _training_problems(module: RankingModule, schema: FeatureSchema, what: str, folder: Path) -> Iterator[str]:
     """Train 4 steps, evaluate, save, read back."""
-    loader = DataLoader([tiny_batch(schema, seed=seed) for seed in range(4)], batch_size=None)  # type: ignore[arg-type]
+    loader: DataLoader[Batch] = DataLoader([tiny_batch(schema, seed=i) for i in range(4)], batch_size=None)  # type: ignore[arg-type]
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     quiet.hush()
     trainer = Trainer(
@@ -173,7 +175,7 @@ def _pooled(collection: EmbeddingBagCollection, ids: Tensor, offsets: Tensor, wi
     """Return the B x F x D result made of single rows."""
     bounds = offsets.tolist()
     bags = []
-    for bag, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for bag, (start, end) in enumerate(itertools.pairwise(bounds)):
         feature = collection.feature_names[bag // 3]
         rows = collection.lookup(feature, ids[start:end])
         pooled = rows.sum(0) if feature != "c" or start == end else rows.mean(0)

@@ -83,7 +83,7 @@ def class_problems(entry: Entry, component: Any) -> Iterator[str]:
         yield from (f"{label}: attribute {name!r} is not set" for name in missing)
     if entry.kind not in CONFIGURED or not isinstance(component, type):
         return
-    abstract = getattr(component, "__abstractmethods__", frozenset())
+    abstract: frozenset[str] = getattr(component, "__abstractmethods__", frozenset())
     yield from (f"{label}: method {name!r} is not implemented" for name in sorted(abstract))
     if any(part.startswith("_") for part in component.__module__.split(".")):
         yield f"{label}: module {component.__module__!r} is private: configs cannot name its classes"
