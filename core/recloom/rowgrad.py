@@ -104,6 +104,7 @@ class RowLookup(torch.autograd.Function):
         return None, None, None, of_weights, None, None
 
 
+@torch.compiler.disable(reason="native kernels read memory that a compiled graph may have moved")
 def lookup(
     weight: Tensor,
     ids: Tensor,

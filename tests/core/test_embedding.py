@@ -290,6 +290,15 @@ def test_fbgemm_equals_the_default(rule, passes):
         CompositeOptimizer([], [theirs.weight], OptimizerConfig(sparse="adagrad")).step()
 
 
+def test_a_compiled_model_still_has_row_gradients():
+    model = nn.Sequential(collection(8, [("a", 7, ("fa",), "sum")]), nn.Flatten(), nn.Linear(8, 1))
+    compiled, ids = torch.compile(model, backend="eager"), torch.tensor([1, 2, 2])
+    torch.testing.assert_close(compiled(ids), model(ids))
+    compiled(ids).sum().backward()
+    assert model[0].weight.grad is None
+    assert torch.equal(model[0].weight.row_gradients[0].ids, ids)
+
+
 @pytest.mark.parametrize("one_hot", [True, False])
 def test_export_equals_eager(one_hot):
     bag = collection(8)

@@ -35,7 +35,8 @@ def run(stranger: tuple[Path, dict[str, str]], *argv: str) -> str:
 
 
 CLI = ("-m", "recloom.cli.main")
-QUICK = ("--data.num_train=512", "--data.num_val=256", "--data.num_workers=0", "--data.batch_size=64")
+QUICK = ["--data.num_train=512", "--data.num_val=256", "--data.num_workers=0", "--data.batch_size=64"]
+QUICK += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def test_it_is_listed(stranger) -> None:
@@ -44,19 +45,19 @@ def test_it_is_listed(stranger) -> None:
     assert "FieldAwareInteraction" in run(stranger, *CLI, "components", "interactions")
 
 
-def test_it_trains_by_its_config_and_its_model_by_name(stranger) -> None:
-    argv = [
-        "fit",
-        "--config=configs/field_aware.yaml",
-        "--trainer.accelerator=cpu",
-        "--trainer.enable_progress_bar=false",
+def test_it_trains_by_its_config_and_its_parts_by_name(stranger) -> None:
+    commands = [
+        ["fit", "--config=configs/field_aware.yaml", "--run_dir=runs/one", *QUICK],
+        ["fit", "--model=DLRM", "--model.interaction=FieldAwareInteraction", "--model.interaction.width=3"],
+        ["fit", "--model=FieldAwareModel", "--model.interaction=CrossNet"],
     ]
-    out = run(stranger, *CLI, *argv, *QUICK, "--run_dir=runs/one")
+    for command in commands[1:]:
+        command += ["--data=SyntheticClicks", "--trainer.fast_dev_run=true", *QUICK]
+    code = "import json, sys; from recloom.cli.main import main; sys.exit(sum(map(main, json.loads(sys.argv[1]))))"
+    out = run(stranger, "-c", code, json.dumps(commands))
     assert re.search(r"validation NE \d\.\d+", out)
     config = (stranger[0] / "runs" / "one" / "config.yaml").read_text()
     assert "class_path: recloom_field_aware.interaction.FieldAwareInteraction" in config
-    mine = ["--model=FieldAwareModel", "--model.interaction=CrossNet", "--data=SyntheticClicks"]
-    run(stranger, *CLI, "fit", *mine, *QUICK, "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu")
 
 
 def test_its_own_test_passes(stranger) -> None:

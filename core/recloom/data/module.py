@@ -45,6 +45,13 @@ class BlockDataModule(LightningDataModule):
         self.rank_split: RankSplit = rank_split
         self._loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_loaders"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._loaders = weakref.WeakSet()
+
     @property
     @abstractmethod
     def schema(self) -> dict[str, Any]:
