@@ -104,7 +104,7 @@ class RowLookup(torch.autograd.Function):
         return None, None, None, of_weights, None, None
 
 
-@torch.compiler.disable(reason="native kernels read memory that a compiled graph may have moved")
+@torch.compiler.disable(reason="native kernels read memory a compiled graph may have moved")  # type: ignore[untyped-decorator]
 def lookup(
     weight: Tensor,
     ids: Tensor,

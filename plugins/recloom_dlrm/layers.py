@@ -38,7 +38,7 @@ class MLP(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map B x in_features to B x out_features."""
-        return super().forward(input)
+        return super().forward(input)  # type: ignore[no-untyped-call]
 
 
 def _linear(in_features: int, out_features: int) -> nn.Linear:

@@ -3,8 +3,11 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 from itertools import chain
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,3 +212,30 @@ def test_lightning_resumes_in_mid_epoch_and_between_epochs(tmp_path, stop, limit
     whole = fit(tmp_path / "a")
     assert whole[0][1] != whole[len(whole) // 3][1]
     assert fit(tmp_path / "b", ckpt=tmp_path / "a" / f"step={stop}.ckpt") == whole[stop:]
+
+
+ORPHANS = """
+import multiprocessing, time, torch
+from recloom.data.synthetic import SyntheticClicks
+
+if __name__ == "__main__":
+    data = SyntheticClicks(num_train=400_000, num_workers=2)
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_training_leaves_no_workers_behind(tmp_path):
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3  # the fork server and two workers
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive

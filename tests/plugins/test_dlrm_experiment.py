@@ -36,7 +36,9 @@ def test_it_measures_every_model_and_judges_claims(few_rows: None, tmp_path: Pat
 def test_without_the_dcn_plugin_that_claim_is_not_made(few_rows: None, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(experiments.CONTENDERS, "DCN V2", ("DLRM", "NotInstalled"))
     one = {"slow": experiments.SETTINGS["small"].optimizers["slow"]}
-    monkeypatch.setitem(experiments.SETTINGS, "small", dataclasses.replace(experiments.SETTINGS["small"], optimizers=one))
+    monkeypatch.setitem(
+        experiments.SETTINGS, "small", dataclasses.replace(experiments.SETTINGS["small"], optimizers=one)
+    )
     code, _, err = run_cli(["reproduce", "dlrm", "--out", str(tmp_path)])
     assert code == 0, err
     assert "dlrm-over-dcn" not in (tmp_path / "claims.json").read_text()

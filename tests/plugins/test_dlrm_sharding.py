@@ -32,7 +32,12 @@ ROWS = [300, 300, 70, 40, 2]
 CASES = [
     ("bags adagrad", True, OptimizerConfig("Adagrad", 0.02, {}, "rowwise_adagrad", 0.1), {}),
     ("one-hot sgd", False, OptimizerConfig("SGD", 0.1, {}, "sgd", 0.1), {}),
-    ("by rows", False, OptimizerConfig("SGD", 0.1, {}, "rowwise_adagrad", 0.1, clip_norm=0.2), {"sharding": "row_wise"}),
+    (
+        "by rows",
+        False,
+        OptimizerConfig("SGD", 0.1, {}, "rowwise_adagrad", 0.1, clip_norm=0.2),
+        {"sharding": "row_wise"},
+    ),
 ]
 
 

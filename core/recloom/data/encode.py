@@ -24,13 +24,13 @@ class Categories(NamedTuple):
     """A block's values of one feature, each distinct one once.
 
     Args:
-        index: n places in `keys`, -1 for missing.
+        codes: n places in `keys`, -1 for missing.
         keys: Keys of the distinct values.
         text: Their text, or None for hexadecimal values.
-        bounds: Of the bags in `index`: rows + 1; None when every row has exactly one value.
+        bounds: Of the bags in `codes`: rows + 1; None when every row has exactly one value.
     """
 
-    index: NDArray[np.int32]
+    codes: NDArray[np.int32]
     keys: NDArray[np.unsignedinteger]
     text: pa.Array | None
     bounds: NDArray[np.int32] | None
@@ -56,7 +56,7 @@ def count_categories(raw: RawFormat, block: RawBlock) -> list[tuple[pl.DataFrame
     parts = []
     for column in raw.columns_of("sparse", "bag"):
         found = categories(column, block.columns[column.name])
-        counts = np.bincount(found.index + 1, minlength=len(found.keys) + 1)
+        counts = np.bincount(found.codes + 1, minlength=len(found.keys) + 1)
         data: dict[str, Any] = {"key": found.keys, "count": counts[1:]}
         if found.text is not None:
             data["value"] = pl.Series(found.text, dtype=pl.String)
@@ -134,7 +134,7 @@ class Encoder:
             ids = hash_ids(found.keys, self._hash_size)
         else:
             ids = self._vocabularies[column.name].lookup(found.keys)
-        values = np.append(ids, np.int32(0))[found.index]  # index -1, a missing value, takes the 0 at the end
+        values = np.append(ids, np.int32(0))[found.codes]  # code -1, a missing value, takes the 0 at the end
         if found.bounds is None:
             return pa.array(values)
         return pa.ListArray.from_arrays(pa.array(found.bounds), pa.array(values))

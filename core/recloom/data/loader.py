@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -192,8 +195,24 @@ class BatchLoader:
                 generator=torch.Generator(),  # or each iteration would draw from the global one
                 persistent_workers=True,
                 prefetch_factor=self._prefetch,
+                worker_init_fn=_end_with_parent,
             )
         return iter(self._workers)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Make a worker end when the training process does, however that dies; else a `kill -9` leaves workers behind.
+
+    torch's own watchdog looks at the parent's process id: that of the fork server, which lives as long as its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Order:

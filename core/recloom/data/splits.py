@@ -122,7 +122,7 @@ class Split:
                 f"--split time: {len(times)} distinct times cannot be cut into {len(self.fractions)} such parts",
                 "Rows of the same time stay together. Use --split random:0.8,0.1,0.1 instead.",
             )
-        return (times[last] + 1) * float(counts.resolution)
+        return np.asarray((times[last] + 1) * float(counts.resolution), dtype=np.float64)
 
 
 @dataclass(frozen=True)
