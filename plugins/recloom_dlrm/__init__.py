@@ -39,6 +39,7 @@ def register(catalog: Catalog) -> None:
     catalog.experiments.add(
         "dlrm", "recloom_dlrm.experiments:DLRMExperiment", summary="DLRM beside DCN V2, FM, logistic regression"
     )
+    catalog.benchmarks.add("dlrm", "recloom_dlrm.bench.training:main", summary="training speed beside its peers")
     for name in ("hybrid", "HybridParallelStrategy"):
         catalog.strategies.add(
             name, "recloom_dlrm.strategy:HybridParallelStrategy", summary="tables sharded, dense layers replicated"

@@ -1,4 +1,4 @@
-"""The models that dlrm_training.py compares, each as a function that makes one training step on a batch."""
+"""The models that `recloom bench dlrm` compares, each as a function that makes one training step on a batch."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Shape:
 
     @property
     def interaction_width(self) -> int:
+        """Width of what the over arch takes."""
         vectors = len(self.rows) + 1
         return self.width + vectors * (vectors - 1) // 2 if self.dot else vectors * self.width
 
@@ -95,7 +96,8 @@ def contenders(shape: Shape, dlrm_path: Path | None, only: list[str] | None) -> 
     return {name: step for name, step in steps.items() if not only or name in only}
 
 
-def recloom(shape: Shape, _: Path | None) -> dict[str, Step]:
+def recloom(shape: Shape, unused: Path | None) -> dict[str, Step]:
+    """Our DLRM with SGD on both dense parameters and rows."""
     sparse = [SparseFeature(f"C{i}", rows, max_length=shape.lookups) for i, rows in enumerate(shape.rows)]
     schema = FeatureSchema(tuple(DenseFeature(f"I{i}") for i in range(shape.dense[0])), tuple(sparse))
     model = DLRM(
@@ -136,9 +138,7 @@ def reference(shape: Shape, path: Path | None) -> dict[str, Step]:
         "dot" if shape.dot else "cat",
         sigmoid_top=top.size - 2,
     )
-    for index, rows in enumerate(
-        shape.rows
-    ):  # the same tables as its own, drawn by torch: NumPy needs twice the memory
+    for index, rows in enumerate(shape.rows):  # tables as its own, drawn by torch: NumPy needs twice the memory
         model.emb_l[index] = nn.EmbeddingBag(rows, shape.width, mode="sum", sparse=True)
         nn.init.uniform_(model.emb_l[index].weight, -(rows**-0.5), rows**-0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -154,7 +154,7 @@ def reference(shape: Shape, path: Path | None) -> dict[str, Step]:
     return {"dlrm": step, "dlrm bf16": lambda batch: step(batch, bf16=True)}
 
 
-def fbgemm(shape: Shape, _: Path | None) -> dict[str, Step]:
+def fbgemm(shape: Shape, unused: Path | None) -> dict[str, Step]:
     """FBGEMM's table-batched embeddings: in TorchRec's DLRM ("torchrec"), and with nothing around them ("tbe")."""
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -213,5 +213,5 @@ def fbgemm(shape: Shape, _: Path | None) -> dict[str, Step]:
             return top(torch.cat(pieces, 1))
 
         steps = {"tbe": train(concatenated, [bottom, top])}
-    fp32: dict[str, Step] = {name: lambda batch, step=step: step(batch, False) for name, step in steps.items()}
-    return fp32 | {f"{name} bf16": lambda batch, step=step: step(batch, True) for name, step in steps.items()}
+    fp32: dict[str, Step] = {name: functools.partial(step, bf16=False) for name, step in steps.items()}
+    return fp32 | {f"{name} bf16": functools.partial(step, bf16=True) for name, step in steps.items()}

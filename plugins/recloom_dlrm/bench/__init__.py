@@ -1,0 +1,1 @@
+"""`recloom bench dlrm`: training speed beside the reference implementation and FBGEMM."""
