@@ -81,7 +81,7 @@ class _TableBatched:
         module.update_hyper_parameters({"lr": lr, "eps": eps})
         if rule != "sgd":
             (module.momentum1_host if module.use_cpu else module.momentum1_dev).data = state["sum"]
-        ids, offsets, scale, bags = _merge(self.layout, gradients)
+        ids, offsets, scale, bags = merge(self.layout, gradients)
         with torch.enable_grad():
             self._run(module, ids, offsets, scale).backward(bags)
 
@@ -128,7 +128,7 @@ class _TableBatched:
         return {"layout": self.layout, "modules": {}}
 
 
-def _merge(layout: RowLayout, gradients: Sequence[RowGradient]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+def merge(layout: RowLayout, gradients: Sequence[RowGradient]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Return (ids, offsets, factors of the values, B x F x D gradients) of all gradients as one batch."""
     if len(gradients) == 1 and gradients[0].layout is layout:
         (g,) = gradients

@@ -26,6 +26,12 @@ def register(catalog: Catalog) -> None:
     catalog.embeddings.add(
         "ShardedEmbeddingBag", "recloom_dlrm.sharding:ShardedEmbeddingBag", summary="tables spread over ranks"
     )
+    catalog.embeddings.add(
+        "TorchRecEmbeddingBag",
+        "recloom_dlrm.torchrec_backend:TorchRecEmbeddingBag",
+        summary="TorchRec's, on one rank or several",
+        extra="torchrec",
+    )
     for name, path, summary in (
         ("QREmbeddingBag", "compressed:QREmbeddingBag", "n rows from n/c + c: quotient-remainder trick"),
         ("HashedEmbeddingBag", "compressed:HashedEmbeddingBag", "tables of at most max_rows rows, ids modulo"),

@@ -178,7 +178,7 @@ def fbgemm(shape: Shape, unused: Path | None) -> dict[str, Step]:
     tables = bags._emb_modules[0]._emb_module
     assert tables.optimizer == EmbOptimType.EXACT_SGD
 
-    def train(forward: Callable[[Inputs], Tensor], dense: list[nn.Module]) -> Callable[[Inputs, bool], None]:
+    def train(forward: Callable[[Inputs], Tensor], dense: list[nn.Module]) -> Callable[..., None]:
         optimizer = torch.optim.SGD([p for module in dense for p in module.parameters()], lr=LR)
 
         def step(batch: Inputs, bf16: bool) -> None:
