@@ -274,7 +274,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return a copy on `device`."""
+        """Return a copy on `device`, or the batch itself if it is there already."""
+        if self.labels.device == torch.device(device):
+            return self
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:

@@ -77,6 +77,13 @@ class RankingModule(LightningModule, ABC):
         self.evaluation = nn.ModuleDict({stage: _EvaluationMetrics() for stage in ("val", "test")})
         self.save_hyperparameters()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set plain attributes without torch's search for parameters: Lightning sets some forty a step."""
+        if name in self.__dict__ and not isinstance(value, Tensor | nn.Module):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # What a model defines
 
     @abstractmethod
