@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 a user's mistake, told in one sentence with a hint; 130 in
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -52,8 +53,7 @@ def guarded(name: str, arguments: list[str]) -> int:
         commands = host().catalog.commands
         if name not in commands:
             raise unknown("command", name, [entry.name for entry in commands])
-        run: Callable[[list[str]], int] = commands.get(name).load()
-        return run(arguments)
+        return _load(commands.get(name))(arguments)
     except RecloomError as error:
         if os.environ.get("RECLOOM_TRACEBACK"):
             traceback.print_exc()
@@ -72,6 +72,17 @@ def guarded(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nrecloom {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _load(entry: Entry) -> Callable[[list[str]], int]:
+    """Import a command without collecting garbage: torch and Lightning make half a million objects that all stay."""
+    gc.disable()
+    try:
+        command: Callable[[list[str]], int] = entry.load()
+    finally:
+        gc.freeze()
+        gc.enable()
+    return command
 
 
 if __name__ == "__main__":
