@@ -7,7 +7,7 @@ then. So learning-rate policies, accumulation and checkpoints work as they do fo
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -18,12 +18,15 @@ from torch import Tensor
 
 from recloom import rowcheck, rowgrad
 from recloom.embedding import EmbeddingBagConfig
-from recloom.errors import ComponentImportError, DataError, RecloomError
+from recloom.errors import DataError, RecloomError
 from recloom.rowlayout import RowLayout
 from recloom_dlrm import exchange
 from recloom_dlrm.planner import Sharding, ShardingPlan
 from recloom_dlrm.sharding import ShardedEmbeddingBag
 from recloom_dlrm.torchrec_lookup import TorchRecLookup, jagged, scaled
+
+if importlib.util.find_spec("torchrec") is None:  # torchrec itself, slow to import, is imported where it is used
+    raise ModuleNotFoundError("torchrec is missing; it needs, too: pip install --no-deps 'torchrec>=1.8,<1.9'")
 
 
 class TorchRecEmbeddingBag(ShardedEmbeddingBag):
@@ -54,14 +57,6 @@ class TorchRecEmbeddingBag(ShardedEmbeddingBag):
         overrides: dict[str, str] | None = None,
         lookups: dict[str, float] | None = None,
     ) -> None:
-        try:
-            importlib.import_module("torchrec")
-        except (ImportError, OSError) as error:
-            raise ComponentImportError(
-                f"TorchRecEmbeddingBag needs torchrec, which cannot be imported: {error}",
-                "Try: pip install 'recloom[torchrec]' && pip install --no-deps 'torchrec>=1.8,<1.9', "
-                "or use FusedEmbeddingBag.",
-            ) from error
         super().__init__(tables, seed, sharding, overrides, lookups)
         if self.output_dim % 4:
             raise RecloomError(

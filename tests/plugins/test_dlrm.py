@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from recloom.data.synthetic import SyntheticClicks
+from recloom.errors import ComponentImportError
 from recloom.optim import OptimizerConfig
 from recloom.plugins import catalog
 from recloom.rowgrad import row_parameters
@@ -204,10 +206,19 @@ COMMON = [
     "option", [f"embedding={name}" for name in EMBEDDINGS] + [f"interaction={n}" for n in INTERACTIONS]
 )
 def test_components_by_name(option, tmp_path: Path, monkeypatch):
+    if option == "embedding=TorchRecEmbeddingBag":
+        pytest.importorskip("torchrec")
     monkeypatch.chdir(tmp_path)
     options = ["--model=DLRM", "--model.embedding_dim=8", "--model.dense_arch=[8]", "--model.over_arch=[8]"]
     code, _, err = run_cli([*COMMON, *options, f"--model.{option}"])
     assert code == 0, err
+
+
+def test_without_torchrec_its_backend_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchrec", None)
+    monkeypatch.delitem(sys.modules, "recloom_dlrm.torchrec_backend", raising=False)
+    with pytest.raises(ComponentImportError, match=r"--no-deps 'torchrec.*\n.*recloom\[torchrec\]"):
+        catalog().embeddings.load("TorchRecEmbeddingBag")
 
 
 @pytest.mark.parametrize("model", ["LogisticRegression", "FactorizationMachine"])
