@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recloom import shards
+from recloom import sharded_checkpoint
 from recloom.errors import DataError, RecloomError
 
 RANDOM_STATE = "recloom_random_state"
@@ -39,12 +39,12 @@ def read(path: str | Path, map_location: Any = "cpu", whole: bool = True) -> dic
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by how the file is broken
         cause = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: not a checkpoint that can be read safely: {cause}", "Use an earlier one.") from error
-    return shards.complete(found, path) if whole else found
+    return sharded_checkpoint.complete(found, path) if whole else found
 
 
 def consolidate(source: str | Path, target: str | Path) -> None:
     """Write the checkpoint at `source`, sharded or not, as one plain file at `target`."""
-    shards.write_file(read(source), Path(target))
+    sharded_checkpoint.write_file(read(source), Path(target))
 
 
 def to_primitives(value: Any) -> Any:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
-from recloom import checkpoint, metrics, shards
+from recloom import checkpoint, metrics, sharded_checkpoint
 from recloom.batch import Batch
+from recloom.evaluation import EvaluationMetrics
 from recloom.features import FeatureSchema
 from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter
 from recloom.plugins import host
@@ -74,7 +74,7 @@ class RankingModule(LightningModule, ABC):
         self._logged_step = 0
         self._listens = False
         self._resumed_from: dict[str, Any] = {}
-        self.evaluation = nn.ModuleDict({stage: _EvaluationMetrics() for stage in ("val", "test")})
+        self.evaluation = nn.ModuleDict({stage: EvaluationMetrics() for stage in ("val", "test")})
         self.save_hyperparameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -161,9 +161,9 @@ class RankingModule(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Fill in what a sharded run keeps beside the file; remember the random state, for when training goes on."""
-        if shards.KEY in checkpoint_:
+        if sharded_checkpoint.KEY in checkpoint_:
             assert self.trainer.ckpt_path is not None
-            shards.complete(checkpoint_, self.trainer.ckpt_path)
+            sharded_checkpoint.complete(checkpoint_, self.trainer.ckpt_path)
         self._resumed_from = checkpoint_
 
     # Steps
@@ -220,9 +220,9 @@ class RankingModule(LightningModule, ABC):
         """Return the calibration curve of the last evaluation ("val" or "test"): bins x (prediction, label, rows)."""
         return self._metrics(stage).curve
 
-    def _metrics(self, stage: str) -> _EvaluationMetrics:
+    def _metrics(self, stage: str) -> EvaluationMetrics:
         found = self.evaluation[stage]
-        assert isinstance(found, _EvaluationMetrics)
+        assert isinstance(found, EvaluationMetrics)
         return found
 
     def _log_evaluation(self, stage: str) -> None:
@@ -251,49 +251,3 @@ class RankingModule(LightningModule, ABC):
         for name, value in values.items():
             self.log(name, value.float(), prog_bar=name != "train_loss")
         self._window, self._window_start = [], time.perf_counter()
-
-
-class _EvaluationMetrics(nn.Module):
-    """All metrics of one evaluation, fed from batches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.always = nn.ModuleDict(
-            {
-                "ne": metrics.NormalizedEntropy(),
-                "auc": metrics.AUROC(),
-                "logloss": metrics.LogLoss(),
-                "calibration": metrics.Calibration(),
-            }
-        )
-        self.gauc = metrics.GroupedAUROC()
-        self.oracle_ne = metrics.NormalizedEntropy()
-        self.reliability = metrics.ReliabilityCurve()
-        self.curve = torch.empty(0, 3)
-
-    def add(self, logits: Tensor, batch: Batch) -> None:
-        """Add a batch."""
-        weights = batch.weights
-        if weights is not None:
-            weights = weights.view(-1, *[1] * (batch.labels.ndim - 1)).expand_as(batch.labels)
-        logits = logits.float()
-        for metric in self.always.values():
-            metric.update(logits, batch.labels, weights)  # type: ignore[operator]
-        self.reliability.update(logits, batch.labels, weights)
-        if "group" in batch.extras and batch.labels.ndim == 1:
-            self.gauc.update(logits, batch.labels, batch.extras["group"])
-        if "probability" in batch.extras:
-            self.oracle_ne.update(torch.logit(batch.extras["probability"].double()), batch.labels, weights)
-
-    def finish(self) -> dict[str, Tensor]:
-        """Return the values by name, and start anew."""
-        values = {name: metric.compute() for name, metric in self.always.items()}  # type: ignore[operator]
-        for name in ("gauc", "oracle_ne"):
-            metric = getattr(self, name)
-            if metric.update_called:
-                values[name] = metric.compute()
-        self.curve = self.reliability.compute()
-        for module in self.modules():
-            if isinstance(module, Metric):
-                module.reset()
-        return values

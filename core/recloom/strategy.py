@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from recloom import checkpoint as checkpoints
-from recloom import dcp, shards
+from recloom import dcp, sharded_checkpoint
 from recloom.dcp import RowSpans
 from recloom.errors import DataError
 from recloom.plugins import host
@@ -58,7 +58,7 @@ def prepare_for_ddp(module: nn.Module) -> None:
 class RecloomStrategy(DDPStrategy):
     """DistributedDataParallel that knows sharded parameters: calls the hook `configure_strategy`, saves them sharded.
 
-    A checkpoint can be read by any number of ranks, and by strategies that hold everything (see `recloom.shards`);
+    Any number of ranks can read a checkpoint, so can strategies that hold everything (`recloom.sharded_checkpoint`);
     this strategy also reads their checkpoints. Reading is `weights_only=True`, always.
 
     Args:
@@ -104,29 +104,29 @@ class RecloomStrategy(DDPStrategy):
         tensors = self._take_shards(checkpoint)
         if not tensors:
             if self.is_global_zero:
-                shards.write_file(checkpoint, path)
-                shards.remove(path)
+                sharded_checkpoint.write_file(checkpoint, path)
+                sharded_checkpoint.remove(path)
             return
-        folder = self.broadcast(shards.new_folder(path, checkpoint["global_step"]))
+        folder = self.broadcast(sharded_checkpoint.new_folder(path, checkpoint["global_step"]))
         if self._files is None:
             self._files = dist.new_group(backend="gloo")
         dcp.save(folder, tensors, self._files)
         if self.is_global_zero:
-            shards.write(checkpoint, path, folder)
+            sharded_checkpoint.write(checkpoint, path, folder)
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
-        """Remove the file, and its shards."""
+        """Remove the file, and its sharded_checkpoint."""
         super().remove_checkpoint(filepath)
         if self.is_global_zero:
-            shards.remove(Path(filepath))
+            sharded_checkpoint.remove(Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the checkpoint's file; the shards are read when there is memory to put them in."""
         loaded = checkpoints.read(checkpoint_path, whole=False)
         if self._sharded():
-            self._shards = shards.take_folder(loaded, Path(checkpoint_path))
+            self._shards = sharded_checkpoint.take_folder(loaded, Path(checkpoint_path))
         else:
-            shards.complete(loaded, checkpoint_path)
+            sharded_checkpoint.complete(loaded, checkpoint_path)
         return loaded
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -136,7 +136,7 @@ class RecloomStrategy(DDPStrategy):
             spans = spans_of(parameter)
             assert spans is not None
             if self._shards is not None:
-                wanted[shards.weight_name(name)] = (parameter, spans)
+                wanted[sharded_checkpoint.weight_name(name)] = (parameter, spans)
             elif name in state:
                 parameter.detach().copy_(_rows(name, state[name], parameter, spans))
             state[name] = parameter.detach()
@@ -156,10 +156,10 @@ class RecloomStrategy(DDPStrategy):
                     if value.ndim and len(value) == spans.total:
                         states[index][key] = spans.take(value)
                 continue
-            for key, stored in shards.stored_states(self._shards, i, index):
+            for key, stored in sharded_checkpoint.stored_states(self._shards, i, index):
                 local = torch.empty(spans.rows, *stored.size[1:], dtype=stored.properties.dtype)
                 states.setdefault(index, {})[key] = local
-                wanted[shards.state_name(i, index, key)] = (local, spans)
+                wanted[sharded_checkpoint.state_name(i, index, key)] = (local, spans)
         if self._shards is not None:
             dcp.load(self._shards, wanted)
         super().load_optimizer_state_dict(checkpoint)
@@ -174,7 +174,7 @@ class RecloomStrategy(DDPStrategy):
         for name, parameter in self._sharded():
             spans = spans_of(parameter)
             assert spans is not None
-            found[shards.weight_name(name)] = (checkpoint["state_dict"].pop(name), spans)
+            found[sharded_checkpoint.weight_name(name)] = (checkpoint["state_dict"].pop(name), spans)
         for i, index, parameter in _sharded_states(self.optimizers):
             spans = spans_of(parameter)
             assert spans is not None
@@ -184,7 +184,7 @@ class RecloomStrategy(DDPStrategy):
             rows = {
                 key: value for key, value in states.get(index, {}).items() if value.ndim and len(value) == spans.rows
             }
-            found.update({shards.state_name(i, index, key): (value, spans) for key, value in rows.items()})
+            found.update({sharded_checkpoint.state_name(i, index, key): (value, spans) for key, value in rows.items()})
             # a new dict: this one is the optimizer's own. What stays is shared by all rows, such as a step count
             states[index] = {key: value for key, value in states.get(index, {}).items() if key not in rows}
         return found

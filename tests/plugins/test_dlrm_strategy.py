@@ -14,7 +14,7 @@ import torch
 from distributed_ranks import run_ranks
 from lightning.pytorch.callbacks import Callback
 
-from recloom import checkpoint, dcp, shards
+from recloom import checkpoint, dcp, sharded_checkpoint
 from recloom.data.synthetic import SyntheticClicks
 from recloom.dcp import RowSpans
 from recloom.errors import DataError
@@ -118,7 +118,7 @@ def test_shards_are_beside_the_file_and_only_the_last_are_kept(runs, tmp_path):
     checkpoint.consolidate(runs / "hybrid.ckpt", tmp_path / "plain.ckpt")
     plain = torch.load(tmp_path / "plain.ckpt", weights_only=True)
     assert plain["state_dict"]["sparse_arch.weight"].shape == (1040, 8)
-    assert not shards.folder_of(tmp_path / "plain.ckpt").exists()
+    assert not sharded_checkpoint.folder_of(tmp_path / "plain.ckpt").exists()
 
 
 def test_a_checkpoint_moved_without_its_shards_or_damaged_is_explained(runs, tmp_path):
@@ -166,7 +166,7 @@ def test_a_save_that_is_cut_short_leaves_the_earlier_checkpoint_whole(tmp_path):
     path = tmp_path / "last.ckpt"
 
     def save_shards(step):
-        folder = shards.new_folder(path, step)
+        folder = sharded_checkpoint.new_folder(path, step)
         dcp.save(folder, {"state_dict/w": (torch.full((6, 2), float(step)), RowSpans.all(6))})
         return folder
 
@@ -174,14 +174,14 @@ def test_a_save_that_is_cut_short_leaves_the_earlier_checkpoint_whole(tmp_path):
         found = checkpoint.read(path)
         return found["step"], found["state_dict"]["w"].unique().tolist()
 
-    shards.write({"step": 1, "state_dict": {}}, path, save_shards(1))
+    sharded_checkpoint.write({"step": 1, "state_dict": {}}, path, save_shards(1))
     second = save_shards(2)
     assert stored() == (1, [1.0])  # killed before the file was written
     (tmp_path / "last.ckpt.part").write_bytes(b"half a file")
     assert stored() == (1, [1.0])  # killed while it was written
-    shards.write({"step": 2, "state_dict": {}}, path, second)
+    sharded_checkpoint.write({"step": 2, "state_dict": {}}, path, second)
     assert stored() == (2, [2.0])
-    assert list(shards.folder_of(path).iterdir()) == [second]
+    assert list(sharded_checkpoint.folder_of(path).iterdir()) == [second]
 
 
 BAD_CLICKS = """

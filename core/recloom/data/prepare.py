@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -29,6 +28,7 @@ from recloom.data.splits import SPLITS, TimeCounts, Totals, parse_split
 from recloom.data.vocabulary import CategoryCounts, Vocabulary
 from recloom.errors import DataError
 from recloom.features import FeatureSchema
+from recloom.machine import peak_memory
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Run:
             hint = "Nothing half-written remains; free some space or choose another directory."
             raise DataError(f"{self.output}: {what}", hint) from error
         self.report.seconds = time.perf_counter() - start
-        self.report.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.report.peak_memory = peak_memory()
         return self.report
 
     def _write(self, writer: ShardWriter) -> None:

@@ -1,0 +1,56 @@
+"""All metrics of one evaluation of a ranking model, fed from batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from recloom import metrics
+from recloom.batch import Batch
+
+
+class EvaluationMetrics(nn.Module):
+    """NE, AUC, log loss, calibration; GAUC and the oracle's NE where the data allow them; the calibration curve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = nn.ModuleDict(
+            {
+                "ne": metrics.NormalizedEntropy(),
+                "auc": metrics.AUROC(),
+                "logloss": metrics.LogLoss(),
+                "calibration": metrics.Calibration(),
+            }
+        )
+        self.gauc = metrics.GroupedAUROC()
+        self.oracle_ne = metrics.NormalizedEntropy()
+        self.reliability = metrics.ReliabilityCurve()
+        self.curve = torch.empty(0, 3)
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Add a batch."""
+        weights = batch.weights
+        if weights is not None:
+            weights = weights.view(-1, *[1] * (batch.labels.ndim - 1)).expand_as(batch.labels)
+        logits = logits.float()
+        for metric in self.always.values():
+            metric.update(logits, batch.labels, weights)  # type: ignore[operator]
+        self.reliability.update(logits, batch.labels, weights)
+        if "group" in batch.extras and batch.labels.ndim == 1:
+            self.gauc.update(logits, batch.labels, batch.extras["group"])
+        if "probability" in batch.extras:
+            self.oracle_ne.update(torch.logit(batch.extras["probability"].double()), batch.labels, weights)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Return the values by name, and start anew."""
+        values = {name: metric.compute() for name, metric in self.always.items()}  # type: ignore[operator]
+        for name in ("gauc", "oracle_ne"):
+            metric = getattr(self, name)
+            if metric.update_called:
+                values[name] = metric.compute()
+        self.curve = self.reliability.compute()
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
+        return values
