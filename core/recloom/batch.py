@@ -40,15 +40,14 @@ class Batch:
         return len(self.labels)
 
     def rows(self, start: int, end: int) -> Batch:
-        """Return samples start..end-1; not for batches with sequences."""
-        if self.sequences:
-            raise ValueError("rows() of a batch with sequences")
+        """Return samples start..end-1."""
         part = slice(start, end)
         return replace(
             self,
             dense_features=self.dense_features[part],
             sparse_features=self.sparse_features.rows(start, end),
             labels=self.labels[part],
+            sequences={name: histories.rows(start, end) for name, histories in self.sequences.items()},
             weights=None if self.weights is None else self.weights[part],
             timestamps=None if self.timestamps is None else self.timestamps[part],
             extras={name: tensor[part] for name, tensor in self.extras.items()},
@@ -56,9 +55,7 @@ class Batch:
 
     @staticmethod
     def concat(parts: Sequence[Batch]) -> Batch:
-        """Return the samples of `parts`, which have the same columns, one after the other; not with sequences."""
-        if any(part.sequences for part in parts):
-            raise ValueError("concat() of batches with sequences")
+        """Return the samples of `parts`, which have the same columns, one after the other."""
 
         def join(tensors: list[Tensor | None]) -> Tensor | None:
             present = [tensor for tensor in tensors if tensor is not None]
@@ -70,6 +67,7 @@ class Batch:
             dense_features=torch.cat([part.dense_features for part in parts]),
             sparse_features=KeyedJaggedTensor.concat([part.sparse_features for part in parts]),
             labels=torch.cat([part.labels for part in parts]),
+            sequences={name: Sequences.concat([part.sequences[name] for part in parts]) for name in first.sequences},
             weights=join([part.weights for part in parts]),
             timestamps=join([part.timestamps for part in parts]),
             extras={name: torch.cat([part.extras[name] for part in parts]) for name in first.extras},

@@ -187,20 +187,58 @@ class Sequences:
         """B counts of steps."""
         return self.offsets.diff()
 
-    def mask(self, length: int | None = None) -> Tensor:
-        """Return B x L booleans: which places of the padded view hold a step; L is the longest history."""
-        longest = length if length is not None else int(self.lengths.max()) if len(self.offsets) > 1 else 0
-        return torch.arange(longest, device=self.offsets.device) < self.lengths[:, None]
+    @property
+    def longest(self) -> int:
+        """The longest history of the batch, in steps."""
+        return int(self.lengths.max()) if len(self.offsets) > 1 else 0
 
     def padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return (B x L x K ids padded with 0 at the end, B x L mask); longer histories keep their latest L steps."""
-        mask = self.mask(length)
-        place = torch.arange(mask.shape[1], device=mask.device)
-        start = self.offsets[:-1] + (self.lengths - mask.shape[1]).clamp(min=0)
-        index = (start[:, None] + place).clamp(max=max(len(self.values) - 1, 0))
+        """Return (B x L x K ids, B x L mask of the places that hold a step).
+
+        The latest step is always at place L-1: shorter histories are padded with 0 in front, longer ones keep their
+        latest L steps. L is the longest history of the batch unless `length` says otherwise.
+        """
+        index, mask = self._places(length)
         if len(self.values) == 0:
             return self.values.new_zeros(*mask.shape, len(self.keys)), mask
         return self.values[index] * mask[..., None], mask
+
+    def gaps(self, now: Tensor, length: int | None = None) -> Tensor:
+        """Return B x L seconds from each step to `now` (B times in seconds), float32; 0 where there is no step."""
+        index, mask = self._places(length)
+        assert self.timestamps is not None, "these histories have no times"
+        if len(self.values) == 0:
+            return mask.float()
+        return ((now[:, None] - self.timestamps[index]) * mask).float()
+
+    def _places(self, length: int | None) -> tuple[Tensor, Tensor]:
+        """Return (B x L places of the padded view's steps in `values`, B x L mask)."""
+        width = self.longest if length is None else length
+        place = torch.arange(-width, 0, device=self.offsets.device)
+        mask = place >= -self.lengths[:, None]
+        return (self.offsets[1:, None] + place).clamp(min=0), mask
+
+    def rows(self, start: int, end: int) -> Sequences:
+        """Return the histories of samples start..end-1, with int64 ids."""
+        first, last = int(self.offsets[start]), int(self.offsets[end])
+        return Sequences(
+            self.keys,
+            self.values[first:last].to(torch.int64),
+            self.offsets[start : end + 1] - self.offsets[start],
+            None if self.timestamps is None else self.timestamps[first:last],
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[Sequences]) -> Sequences:
+        """Return the histories of `parts`, which have the same keys, one after the other."""
+        lengths = torch.cat([part.lengths for part in parts])
+        times = [part.timestamps for part in parts if part.timestamps is not None]
+        return Sequences(
+            parts[0].keys,
+            torch.cat([part.values for part in parts]),
+            torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+            torch.cat(times) if times else None,
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Sequences:
         """Return a copy on `device`."""

@@ -19,6 +19,7 @@ from recloom.evaluation import EvaluationMetrics
 from recloom.features import FeatureSchema
 from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter
 from recloom.plugins import host
+from recloom.sequence import AuxiliaryLoss, histories_of, take_auxiliary_losses
 from recloom.strategy import prepare_for_ddp
 
 
@@ -51,7 +52,8 @@ class RankingModule(LightningModule, ABC):
 
     `forward(dense, values, offsets, weights)` takes tensors, so that it can be exported: B x (dense features), the
     N key-major ids of a KeyedJaggedTensor, its F*B+1 bag offsets (None for one-hot data) and N value weights (or
-    None); it returns B logits, or B x T. A model that needs more of the batch overrides `logits`.
+    None); it returns B logits, or B x T. A model with `uses_histories` gets a fifth argument, the padded histories
+    (`recloom.sequence.Histories`). A model that needs more of the batch overrides `logits`.
 
     Logged: train_ne, train_auc, train_loss, samples_per_second over each `log_every_n_steps` batches; val_ and test_
     ne, auc, logloss, calibration over all rows, gauc when the data have groups, oracle_ne when their true
@@ -61,6 +63,9 @@ class RankingModule(LightningModule, ABC):
         schema: `FeatureSchema.to_dict()` of the data; the command line fills it in from the data module.
         optimizer: Optimizers, learning rates and their policy.
     """
+
+    uses_histories: bool = False
+    """Whether `forward` takes histories; set by the subclass, or by its constructor."""
 
     def __init__(self, schema: dict[str, Any] | None = None, optimizer: OptimizerConfig | None = None) -> None:
         super().__init__()
@@ -73,6 +78,7 @@ class RankingModule(LightningModule, ABC):
         self._updates = 0
         self._logged_step = 0
         self._listens = False
+        self._auxiliary: list[AuxiliaryLoss] = []
         self._resumed_from: dict[str, Any] = {}
         self.evaluation = nn.ModuleDict({stage: EvaluationMetrics() for stage in ("val", "test")})
         self.save_hyperparameters()
@@ -95,7 +101,8 @@ class RankingModule(LightningModule, ABC):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of a batch: calls `forward` with its tensors."""
         sparse = batch.sparse_features
-        return self(batch.dense_features, sparse.values, sparse.bag_offsets, sparse.weights)
+        inputs = (batch.dense_features, sparse.values, sparse.bag_offsets, sparse.weights)
+        return self(*inputs, histories_of(batch)) if self.uses_histories else self(*inputs)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross-entropy (weighted, where the batch has weights); fp32 under any precision."""
@@ -154,6 +161,7 @@ class RankingModule(LightningModule, ABC):
         """Count optimizer steps from where a checkpoint left them."""
         self._updates = self.trainer.global_step
         self._listens = bool(host().hook.on_parameters_updated.get_hookimpls())
+        self._auxiliary = [module for module in self.modules() if isinstance(module, AuxiliaryLoss)]
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Keep the random state, and hyper-parameters as primitives (checkpoints are read with weights_only)."""
@@ -169,10 +177,11 @@ class RankingModule(LightningModule, ABC):
     # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss; logits and labels are kept for the window's metrics."""
+        """Return the loss, with those of its parts; logits and labels are kept for the window's metrics."""
         logits = self.logits(batch)
         self._window.append((logits.detach(), batch.labels, batch.weights))
-        return self.loss(logits, batch)
+        loss = self.loss(logits, batch)
+        return loss + sum(take_auxiliary_losses(self._auxiliary)) if self._auxiliary else loss
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, after everything that draws at start-up; start a window."""

@@ -17,6 +17,7 @@ from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, Pooling, bag_
 from recloom.errors import RecloomError
 from recloom.model import Interaction, RankingModule
 from recloom.optim import OptimizerConfig
+from recloom.sequence import Histories, SequenceArch, SequenceEncoder
 from recloom_dlrm.interactions import DotInteraction
 from recloom_dlrm.layers import MLP
 
@@ -32,6 +33,8 @@ class DLRM(RankingModule):
         interaction: How the vectors are combined: DotInteraction (the paper's), ConcatInteraction, FMInteraction,
             CrossNet, or any other Interaction.
         embedding: Embedding tables: FusedEmbeddingBag, or any other EmbeddingBagCollection.
+        sequence_encoder: Makes one more vector of each behaviour history: TSL, DIN, or any other SequenceEncoder.
+            Without one, histories are not used.
         pooling: Pooling of bags: sum, mean, or weighted (a weighted sum; the data must have value weights).
         optimizer: Optimizers and learning rates.
     """
@@ -44,6 +47,7 @@ class DLRM(RankingModule):
         over_arch: Sequence[int] = (512, 256),
         interaction: Callable[[int, int], Interaction] = DotInteraction,
         embedding: EmbeddingFactory = FusedEmbeddingBag,
+        sequence_encoder: Callable[[int, int], SequenceEncoder] | None = None,
         pooling: Pooling = "sum",
         optimizer: OptimizerConfig | None = None,
     ) -> None:
@@ -54,11 +58,21 @@ class DLRM(RankingModule):
         width = self.sparse_arch.output_dim
         has_dense = bool(self.schema.dense)
         self.dense_arch = MLP(len(self.schema.dense), [*dense_arch, width], last_relu=True) if has_dense else None
-        self.inter_arch = interaction(self.sparse_arch.num_features + int(has_dense), width)
+        self.sequence_arch = (
+            SequenceArch(self.schema, self.sparse_arch, embedding, sequence_encoder) if sequence_encoder else None
+        )
+        self.uses_histories = self.sequence_arch is not None
+        histories = self.sequence_arch.num_vectors if self.sequence_arch is not None else 0
+        self.inter_arch = interaction(self.sparse_arch.num_features + histories + int(has_dense), width)
         self.over_arch = MLP(self.inter_arch.output_dim, [*over_arch, len(self.schema.labels)], last_relu=False)
 
     def forward(
-        self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+        self,
+        dense: Tensor,
+        values: Tensor,
+        offsets: Tensor | None = None,
+        weights: Tensor | None = None,
+        histories: Histories | None = None,
     ) -> Tensor:
         """Return B logits, or B x T when the schema has T > 1 labels.
 
@@ -67,11 +81,15 @@ class DLRM(RankingModule):
             values: N ids, key-major.
             offsets: F*B+1 bag bounds, or None for one-hot data.
             weights: N value weights, or None.
+            histories: The padded histories, if there is a sequence_encoder.
         """
         finish = self.sparse_arch.start(values, offsets, weights)  # sharded tables: rows travel during the dense arch
         bottom = None if self.dense_arch is None else self.dense_arch(dense)  # B x D
         vectors = finish()  # B x F x D
+        if self.sequence_arch is not None:
+            encoded = self.sequence_arch(self.sparse_arch, vectors, histories)  # B x S x D
+            vectors = torch.cat([vectors, encoded], dim=1)  # B x (F+S) x D
         if bottom is not None:
-            vectors = torch.cat([bottom.unsqueeze(1).to(vectors.dtype), vectors], dim=1)  # B x (F+1) x D
+            vectors = torch.cat([bottom.unsqueeze(1).to(vectors.dtype), vectors], dim=1)  # B x (1+F+S) x D
         logits = self.over_arch(self.inter_arch(vectors))  # B x T
         return logits.squeeze(1) if logits.shape[1] == 1 else logits

@@ -23,6 +23,7 @@ from recloom.errors import DataError, RecloomError
 from recloom.export import export_model
 from recloom.features import FeatureSchema
 from recloom.model import Interaction, RankingModule
+from recloom.sequence import AuxiliaryLoss, SequenceEncoder, take_auxiliary_losses
 from recloom.testing.helpers import tiny_batch, tiny_schema
 
 TOLERANCE = 1e-5
@@ -32,6 +33,7 @@ def component_problems(entry: Entry, component: Any, options: dict[str, Any]) ->
     """Yield what is wrong with what the component does; `options` are further constructor arguments."""
     checks: dict[str, Callable[[Any, dict[str, Any]], Iterator[str]]] = {
         "interaction": interaction_problems,
+        "sequence encoder": sequence_encoder_problems,
         "embedding": embedding_problems,
         "model": model_problems,
         "datamodule": datamodule_problems,
@@ -67,6 +69,45 @@ def interaction_problems(kind: Callable[..., Interaction], options: dict[str, An
         alone = torch.cat([interaction(vectors[i : i + 1]) for i in range(6)])
         if not torch.allclose(interaction(vectors), alone, atol=TOLERANCE):
             yield "a sample's output depends on the other samples of its batch"
+
+
+def sequence_encoder_problems(kind: Callable[..., SequenceEncoder], options: dict[str, Any]) -> Iterator[str]:
+    """Check width, gradients and masks, for histories of 0 to 6 steps of width 8."""
+    encoder = kind(8, 6, **options)
+    mask = torch.arange(6) >= 6 - torch.tensor([6, 0, 1, 3, 6])[:, None]
+    gaps = torch.arange(6, 0, -1) * 3600.0 * mask
+    steps = (torch.randn(5, 6, 8) * mask[..., None]).requires_grad_()
+    query = torch.randn(5, 8, requires_grad=True)
+    out = encoder(steps, query, mask, gaps)
+    if out.shape != (5, encoder.output_dim):
+        yield f"5 histories give an output of shape {tuple(out.shape)}, and output_dim is {encoder.output_dim}"
+        return
+    if not bool(torch.isfinite(out).all()):
+        yield "the output is not finite (one of the histories is empty)"
+    (out * torch.randn_like(out)).sum().backward()
+    assert steps.grad is not None
+    if not bool((steps.grad.abs().sum(-1) > 0)[mask].all()):
+        yield "some of the steps get no gradient"
+    losses = take_auxiliary_losses([child for child in encoder.modules() if isinstance(child, AuxiliaryLoss)])
+    if losses:
+        sum(losses[1:], losses[0]).backward()
+    idle = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        yield f"parameters get no gradient: {', '.join(idle)}"
+    encoder.eval()
+    with torch.no_grad():
+        expected = encoder(steps, query, mask, gaps)
+        noise = torch.where(mask[..., None], steps, torch.randn_like(steps))
+        if not torch.allclose(encoder(noise, query, mask, gaps), expected, atol=TOLERANCE):
+            yield "what is at padded places reaches the output"
+        alone = torch.cat(
+            [encoder(steps[i : i + 1], query[i : i + 1], mask[i : i + 1], gaps[i : i + 1]) for i in range(5)]
+        )
+        if not torch.allclose(alone, expected, atol=TOLERANCE):
+            yield "a sample's output depends on the other samples of its batch"
+        short = encoder(steps[1:4, 3:], query[1:4], mask[1:4, 3:], gaps[1:4, 3:])
+        if not torch.allclose(short, expected[1:4], atol=TOLERANCE):
+            yield "more padding in front of a history changes the output"
 
 
 def embedding_problems(kind: Callable[..., EmbeddingBagCollection], options: dict[str, Any]) -> Iterator[str]:
@@ -111,8 +152,9 @@ def model_problems(kind: Callable[..., Any], options: dict[str, Any]) -> Iterato
     """Check that a RankingModule trains on one-hot data and on bags, that its checkpoint reads back, and export."""
     if not (isinstance(kind, type) and issubclass(kind, RankingModule)):
         return
-    for schema in (tiny_schema(one_hot=True), tiny_schema()):
-        what = "one-hot data" if schema.one_hot else "data with bags"
+    schemas = [tiny_schema(one_hot=True), tiny_schema(), tiny_schema(one_hot=True, histories=True)]
+    for schema in schemas[2 if kind.uses_histories else 0 :]:
+        what = "data with histories" if schema.sequences else "one-hot data" if schema.one_hot else "data with bags"
         module = kind(schema=schema.to_dict(), **options)
         with torch.no_grad():
             logits = module.eval().logits(tiny_batch(schema))

@@ -20,12 +20,14 @@ from recloom.errors import suggest
 from recloom.experiment import Experiment
 from recloom.model import Interaction
 from recloom.plugins import host
+from recloom.sequence import SequenceEncoder
 
 BASES: dict[str, type] = {
     "model": LightningModule,
     "datamodule": LightningDataModule,
     "embedding": EmbeddingBagCollection,
     "interaction": Interaction,
+    "sequence encoder": SequenceEncoder,
     "strategy": Strategy,
     "raw format": RawFormat,
     "experiment": Experiment,

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from recloom.batch import Batch, KeyedJaggedTensor
+from recloom.batch import Batch, KeyedJaggedTensor, Sequences
 from recloom.cli.main import main
-from recloom.features import DenseFeature, FeatureSchema, SparseFeature
+from recloom.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
+
+NOW = 1_600_000_000
 
 
 class CliResult(NamedTuple):
@@ -33,18 +35,27 @@ def run_cli(argv: Sequence[str]) -> CliResult:
     return CliResult(code, out.getvalue(), err.getvalue())
 
 
-def tiny_schema(one_hot: bool = False) -> FeatureSchema:
-    """Return a schema with 3 dense and 4 sparse features; one of these is a bag, unless `one_hot`."""
+def tiny_schema(one_hot: bool = False, histories: bool = False) -> FeatureSchema:
+    """Return a schema with 3 dense and 4 sparse features; one of these is a bag, unless `one_hot`.
+
+    With `histories`, rows have a time, and a history of at most 6 steps: an item, an action, a time.
+    """
     sizes = {"user": 40, "item": 30, "hour": 24}
     sparse = [SparseFeature(name, size) for name, size in sizes.items()]
     sparse.append(SparseFeature("tags", 15, max_length=1 if one_hot else 4))
-    return FeatureSchema(dense=tuple(DenseFeature(f"d{i}") for i in range(3)), sparse=tuple(sparse))
+    dense = tuple(DenseFeature(f"d{i}") for i in range(3))
+    if not histories:
+        return FeatureSchema(dense=dense, sparse=tuple(sparse))
+    keys = (SparseFeature("item", 30, table="item"), SparseFeature("action", 5))
+    history = SequenceFeature("history", keys, max_length=6, timestamps=True)
+    return FeatureSchema(dense=dense, sparse=tuple(sparse), sequences=(history,), timestamp="time")
 
 
 def tiny_batch(schema: FeatureSchema | None = None, rows: int = 16, seed: int = 0) -> Batch:
     """Return a random batch of `schema` (default: `tiny_schema()`), with both labels in it.
 
-    Bags have 0 to `max_length` ids. Features with `max_length` 1 only make a one-hot batch.
+    Bags have 0 to `max_length` ids, histories 0 to `max_length` steps. Features with `max_length` 1 only make a
+    one-hot batch.
     """
     schema = tiny_schema() if schema is None else schema
     generator = torch.Generator().manual_seed(seed)
@@ -66,4 +77,16 @@ def tiny_batch(schema: FeatureSchema | None = None, rows: int = 16, seed: int = 
             lengths=None if schema.one_hot else torch.cat(lengths),
         ),
         labels=labels.squeeze(1) if len(schema.labels) == 1 else labels,
+        sequences={history.name: _histories(history, rows, generator) for history in schema.sequences},
+        timestamps=torch.full((rows,), NOW) if schema.timestamp else None,
     )
+
+
+def _histories(feature: SequenceFeature, rows: int, generator: torch.Generator) -> Sequences:
+    lengths = torch.randint(0, feature.max_length + 1, (rows,), generator=generator)
+    total = int(lengths.sum())
+    ids = [torch.randint(0, key.num_embeddings, (total,), generator=generator) for key in feature.keys]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    left = torch.arange(total, 0, -1)  # steps to the end: times grow within every history
+    times = NOW - 3600 * left if feature.timestamps else None
+    return Sequences([key.name for key in feature.keys], torch.stack(ids, dim=1), offsets, times)
