@@ -26,7 +26,7 @@ def test_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"recloom fit --config configs/{name(path)}" in path.read_text()
     data = config["data"]["class_path"]
     arguments = list(SMALL)
-    if data == "SyntheticClicks":
+    if data in ("SyntheticClicks", "SyntheticBehaviour"):
         arguments += ["--data.num_train=4096", "--data.num_val=1024", "--data.num_workers=0", "--data.batch_size=128"]
     if config.get("trainer", {}).get("devices", 1) not in (1, "auto"):
         arguments += ["--trainer.devices=1", "--trainer.strategy=auto"]

@@ -18,6 +18,7 @@ def register(catalog: Catalog) -> None:
         ("validate", "trainer:validate", "evaluate a checkpoint on the validation rows"),
         ("test", "trainer:test", "evaluate a checkpoint on the test rows"),
         ("predict", "trainer:predict", "write a checkpoint's predictions to Parquet"),
+        ("search", "search:main", "search a space of models for the best ones"),
         ("export", "export:main", "write a checkpoint as torch.export or ONNX, checked against eager"),
         ("bench", "commands:bench", "run a plugin's speed measurements"),
         ("reproduce", "commands:reproduce", "run a paper's experiment and judge its claims"),
@@ -26,6 +27,7 @@ def register(catalog: Catalog) -> None:
         catalog.commands.add(name, f"recloom.cli.{path}", summary=summary)
     data = catalog.datamodules
     data.add("SyntheticClicks", "recloom.data.synthetic:SyntheticClicks", summary="clicks of known probability")
+    data.add("SyntheticBehaviour", "recloom.data.behaviour:SyntheticBehaviour", summary="histories, times that matter")
     data.add("ParquetClicks", "recloom.data.parquet:ParquetClicks", summary="shards written by recloom prepare")
     for name, path, summary in (
         ("criteo", "criteo:Criteo", "Criteo Kaggle: 13 counts, 26 categories, TAB"),
@@ -33,6 +35,9 @@ def register(catalog: Catalog) -> None:
         ("avazu", "avazu:Avazu", "Avazu click-through rate prediction"),
         ("kdd12", "kdd12:KDD12", "KDD Cup 2012 track 2"),
         ("table", "table:Table", "any CSV or Parquet table, columns named by options"),
+        ("taobao", "taobao:Taobao", "Taobao UserBehavior: events to histories"),
+        ("movielens", "movielens:MovieLens", "MovieLens ratings: events to histories"),
+        ("events", "events:Events", "any event log (user, item, time): events to histories"),
     ):
         catalog.formats.add(name, f"recloom.data.formats.{path}", summary=summary)
     embeddings = catalog.embeddings
@@ -43,3 +48,26 @@ def register(catalog: Catalog) -> None:
         summary="FBGEMM's table-batched",
         extra="fbgemm",
     )
+    for name, path, summary in (
+        ("RandomSearch", "random:RandomSearch", "every candidate at random"),
+        ("LocalSearch", "random:LocalSearch", "neighbours of the best"),
+        ("RegularizedEvolution", "evolution:RegularizedEvolution", "mutations of the best of the youngest"),
+        ("NSGA2", "evolution:NSGA2", "evolution towards a Pareto front"),
+        ("TPE", "optuna:TPE", "Optuna's tree-structured Parzen estimator"),
+        ("GP", "optuna:GP", "Optuna's Gaussian processes"),
+        ("random", "random:RandomSearch", "short for RandomSearch"),
+        ("evolution", "evolution:RegularizedEvolution", "short for RegularizedEvolution"),
+        ("nsga2", "evolution:NSGA2", "short for NSGA2"),
+        ("tpe", "optuna:TPE", "short for TPE"),
+        ("gp", "optuna:GP", "short for GP"),
+    ):
+        catalog.search_methods.add(name, f"recloom.search.methods.{path}", summary=summary)
+    for name, path, summary in (
+        ("FromScratch", "scratch:FromScratch", "each candidate trained from fresh weights"),
+        ("SupernetEvaluator", "supernet:SupernetEvaluator", "shared weights, the last layer fine-tuned"),
+        ("ZeroCost", "zerocost:ZeroCost", "proxies at the start of training"),
+    ):
+        catalog.evaluators.add(name, f"recloom.search.evaluators.{path}", summary=summary)
+    costs = catalog.cost_models
+    costs.add("AnalyticCost", "recloom.search.costs:AnalyticCost", summary="MACs, parameters, bytes of tables")
+    costs.add("LatencyCost", "recloom.search.costs:LatencyCost", summary="forward time on this machine")

@@ -108,6 +108,7 @@ KINDS = {
     "strategies": "strategy",
     "search_spaces": "search space",
     "search_methods": "search method",
+    "evaluators": "evaluator",
     "cost_models": "cost model",
     "indexes": "index",
     "kernels": "kernel",
@@ -129,6 +130,7 @@ class Catalog:
     strategies: Registry[Any]
     search_spaces: Registry[Any]
     search_methods: Registry[Any]
+    evaluators: Registry[Any]
     cost_models: Registry[Any]
     indexes: Registry[Any]
     kernels: Registry[Any]

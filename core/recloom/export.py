@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recloom.errors import RecloomError
 from recloom.model import RankingModule
-from recloom.serving import ServingModel, random_inputs
+from recloom.serving import ServingModel, batch_of, random_inputs
 
 Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
@@ -56,7 +57,7 @@ def export_model(
     The file as written is read back and run on random batches; it is kept only if it agrees with the eager model.
 
     Args:
-        module: A model whose `forward` is all it needs: dense values and categorical ids.
+        module: A model whose `forward` is all it needs: dense values, categorical ids, histories.
         path: The file to write.
         format: "torch": a torch.export program (.pt2); "onnx": an ONNX graph.
         batch_size: The only batch size that it will take; None: any.
@@ -67,9 +68,9 @@ def export_model(
     Raises:
         RecloomError: The model cannot be exported, or the file disagrees with it.
     """
-    if type(module).logits is not RankingModule.logits or module.schema.sequences:
+    if type(module).logits is not RankingModule.logits:
         raise RecloomError(
-            f"{type(module).__name__} needs more of a batch than dense values and categorical ids",
+            f"{type(module).__name__} needs more of a batch than dense values, categorical ids and histories",
             "Only models whose `forward` takes those can be exported.",
         )
     serving = ServingModel(module.eval().cpu(), logits)
@@ -105,24 +106,44 @@ def export_model(
     return done
 
 
+class _Named(nn.Module):
+    """A serving model whose `forward` has the inputs `names` and no others, by keyword.
+
+    The exporters name inputs by `forward`'s signature, and the histories of a schema are known at run time only.
+    """
+
+    def __init__(self, serving: ServingModel, names: Iterable[str]) -> None:
+        super().__init__()
+        self.serving = serving
+
+        def forward(**inputs: Tensor) -> Tensor:
+            return cast(Tensor, serving(**inputs))
+
+        parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = forward
+
+
 def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | None) -> None:
     """Export with example inputs of 5 samples (not 0 or 1, which tracing would take for constants)."""
     example = random_inputs(serving.module, batch_size or 5, seed=0)
     batch, values = torch.export.Dim("batch"), torch.export.Dim("values")
-    places = {"sparse": 0, "dense": 0, "lengths": 1}
-    shapes: dict[str, Any] = {
-        name: {0: values} if name not in places else None if batch_size else {places[name]: batch} for name in example
-    }
+    shapes: dict[str, Any] = {name: None if batch_size else {0: batch} for name in example}
+    if "lengths" in example:
+        shapes |= {name: {0: values} for name in ("values", "weights") if name in example}
+        shapes["lengths"] = None if batch_size else {1: batch}
+    named = _Named(serving, example)
     try:
         if format == "torch":
-            torch.export.save(torch.export.export(serving, (), example, dynamic_shapes=shapes), path)
+            torch.export.save(torch.export.export(named, (), example, dynamic_shapes=shapes), path)
             return
         _need_onnx()
         program = torch.onnx.export(
-            serving,
+            named,
             (),
             kwargs=example,
             dynamic_shapes=shapes,
+            input_names=list(example),
             output_names=[serving.output_name],
             dynamo=True,
             verbose=False,
@@ -133,7 +154,9 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
     except RecloomError:
         raise
     except Exception as error:  # torch raises many kinds, for whatever in a model's forward cannot be traced
-        cause = str(error).strip().split("\n")[0]
+        if isinstance(error.__cause__, RecloomError):  # the ONNX exporter wraps what a model raises
+            raise error.__cause__ from None
+        cause = str(error.__cause__ or error).strip().split("\n")[0]
         raise RecloomError(
             f"{type(serving.module).__name__} cannot be exported as {format}: {cause}",
             "RECLOOM_TRACEBACK=1 shows where.",
@@ -141,18 +164,21 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
 
 
 def _compare(serving: ServingModel, path: Path, format: Format, sizes: tuple[int, ...]) -> float:
-    """Return the largest difference between the file's output and the eager model's own `forward`."""
+    """Return the largest difference between the file's output and the eager model's own on a batch of training data."""
     run = _runner(path, format)
     largest = 0.0
     for seed, batch in enumerate(sizes, start=1):
         inputs = random_inputs(serving.module, batch, seed)
-        dense, offsets = inputs.get("dense", torch.zeros(batch, 0)), None
-        values = inputs["sparse"].t().reshape(-1) if "sparse" in inputs else inputs["values"]
-        if "lengths" in inputs:
-            offsets = torch.cat([torch.zeros(1, dtype=torch.int64), inputs["lengths"].flatten().cumsum(0)])
-        eager = serving.module(dense, values, offsets, inputs.get("weights"))
+        eager = serving.module.logits(batch_of(serving.module, inputs))
         expected = eager if serving.logits else torch.sigmoid(eager)
-        found = run(inputs)
+        try:
+            found = run(inputs)
+        except Exception as error:  # where a size was taken for a constant, the ONNX exporter does not say so
+            cause = str(error).strip().split("\n")[0]
+            raise RecloomError(
+                f"{type(serving.module).__name__} as {format} does not run on {batch} samples: {cause}",
+                "In what is exported, write x.shape[0], not len(x). --batch-size N exports it for one size.",
+            ) from error
         if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
             return float("inf")
         largest = max(largest, float((found - expected).abs().max()))

@@ -114,6 +114,8 @@ class KeyedJaggedTensor:
     def rows(self, start: int, end: int) -> KeyedJaggedTensor:
         """Return samples start..end-1 of every feature, with int64 ids: a block to be cut may hold them as int32."""
         count = len(self.keys)
+        if not count:
+            return self
         if self.one_hot:
             weights = None if self.weights is None else self.weights.view(count, -1)[:, start:end].reshape(-1)
             values = self.values.view(count, -1)[:, start:end].to(torch.int64)
@@ -132,6 +134,8 @@ class KeyedJaggedTensor:
     def concat(parts: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
         """Return the samples of `parts`, which have the same keys, one after the other."""
         keys, count = parts[0].keys, len(parts[0].keys)
+        if not count:
+            return parts[0]
         if all(part.one_hot and part.weights is None for part in parts):
             return KeyedJaggedTensor(keys, torch.cat([part.values.view(count, -1) for part in parts], dim=1))
         cuts = [part.offsets[torch.arange(count + 1) * part.stride].tolist() for part in parts]

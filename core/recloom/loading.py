@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from recloom import checkpoint
 from recloom.cli import mention, problems
 from recloom.errors import DataError, RecloomError
+from recloom.features import FeatureSchema
 
 
 class _Parser(ArgumentParser):
@@ -32,8 +33,14 @@ def build_model(config: Path, schema: dict[str, Any] | None = None) -> pl.Lightn
     document = _document(config, "model")
     if schema is None:
         schema = build_data(config).schema  # type: ignore[attr-defined]
-    init_args = {**(document["model"].get("init_args") or {}), "schema": schema}
-    return _instantiate({**document["model"], "init_args": init_args}, pl.LightningModule)
+    return instantiate_model(document["model"], schema)
+
+
+def instantiate_model(section: dict[str, Any], schema: dict[str, Any] | FeatureSchema) -> Any:
+    """Return the model of a config's section ({"class_path": ..., "init_args": ...}) for data of `schema`."""
+    values = schema.to_dict() if isinstance(schema, FeatureSchema) else schema
+    init_args = {**(section.get("init_args") or {}), "schema": values}
+    return _instantiate({**section, "init_args": init_args}, pl.LightningModule)
 
 
 def build_data(config: Path) -> pl.LightningDataModule:

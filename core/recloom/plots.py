@@ -15,7 +15,7 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 COLOURS = ("#2f81f7", "#e5871a", "#2da44e", "#bf5af2", "#d1495b", "#1aa6a6", "#8c6d46", "#7a7f87")
 MOST_POINTS = 800
-_INK = "#010203"  # stands for the page's text colour
+INK = "#010203"  # stands for the page's text colour
 
 
 def lines(
@@ -49,6 +49,40 @@ def lines(
         _dress(axes, title, x_label, "", legend=len(series) > 1)
         if log_x:
             axes.set_xscale("log")
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return svg(figure)
+
+
+def scatter(
+    panels: Mapping[str, Series],
+    x_labels: Sequence[str],
+    y_label: str,
+    *,
+    columns: int = 2,
+    steps: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    log_x: bool = False,
+) -> str:
+    """Draw one panel of points for each title in `panels`, a colour for each series.
+
+    Args:
+        panels: Points by panel title and series.
+        x_labels: What is along the x axis of each panel.
+        y_label: What is along the y axes.
+        columns: Panels a row.
+        steps: A staircase by panel title: the corners of a front, by growing x.
+        log_x: Logarithmic x axes.
+    """
+    rows = -(-len(panels) // columns)
+    figure, grid = _figure(rows, min(columns, len(panels)))
+    for axes, x_label, (title, series) in zip(grid, x_labels, panels.items(), strict=False):
+        for index, (name, (x, y)) in enumerate(series.items()):
+            axes.scatter(x, y, label=name, color=COLOURS[index % len(COLOURS)], s=14, alpha=0.75, lw=0)
+        if steps and title in steps:
+            axes.step(*steps[title], where="post", color=COLOURS[-1], lw=1, ls="--")
+        if log_x:
+            axes.set_xscale("log")
+        _dress(axes, title, x_label, y_label, legend=len(series) > 1)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return svg(figure)
@@ -91,7 +125,7 @@ def svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recloom"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
 
@@ -113,13 +147,13 @@ def _figure(rows: int, columns: int) -> tuple[Figure, list[Any]]:
 
 
 def _dress(axes: Any, title: str, x_label: str, y_label: str, *, legend: bool) -> None:
-    axes.set_title(title, fontsize=10, color=_INK)
-    axes.set_xlabel(x_label, fontsize=9, color=_INK)
-    axes.set_ylabel(y_label, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8, colors=_INK)
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.set_xlabel(x_label, fontsize=9, color=INK)
+    axes.set_ylabel(y_label, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
     axes.grid(alpha=0.25, lw=0.5)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_INK)
+        spine.set_color(INK)
     if legend:
-        axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)

@@ -119,7 +119,8 @@ class SequenceArch(nn.Module):
         own = [key for history in schema.sequences for key in history.keys if key.table_name not in self._shared]
         tables_ = {key.table_name: key for key in own}.values()
         width = tables.output_dim
-        self.own = embedding([_table(key, width) for key in tables_]) if own else None
+        stored = tables.tables[0].embedding_dim  # as the model's own tables were made, and as wide they come out
+        self.own = embedding([_table(key, stored) for key in tables_]) if own else None
         encoders = [encoder(len(history.keys) * width, history.max_length) for history in schema.sequences]
         self.encoders = nn.ModuleList(encoders)
         self.project = nn.ModuleList(
@@ -155,7 +156,7 @@ class SequenceArch(nn.Module):
             if encoder.uses_query:
                 query = torch.cat([self._query(history, key, vectors) for key in history.keys], dim=1)  # B x W
             else:
-                query = steps.new_zeros(len(steps), steps.shape[-1])
+                query = torch.zeros_like(steps[:, 0])
             found.append(project(encoder(steps, query, mask, histories.get(f"{history.name}:gaps"))))
         return torch.stack(found, dim=1)
 
@@ -182,7 +183,7 @@ class SequenceArch(nn.Module):
     def _query(self, history: SequenceFeature, key: SparseFeature, vectors: Tensor) -> Tensor:
         if key.table_name in self._shared:
             return vectors[:, self._shared[key.table_name]]
-        return self.unseen[_query_name(history, key)].expand(len(vectors), -1)
+        return self.unseen[_query_name(history, key)].expand(vectors.shape[0], -1)
 
 
 def _table(key: SparseFeature, width: int) -> EmbeddingBagConfig:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +15,6 @@ from recloom.experiment import Budget, Claim, Experiment, Lab
 from recloom.plugins import catalog
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
-
     from recloom.data.module import BlockDataModule
     from recloom.model import RankingModule
 
@@ -119,49 +114,17 @@ def _once(lab: Lab, setting: Setting, name: str, optimizer: str, seed: int) -> d
 def train(setting: Setting, name: str, optimizer: str, seed: int, data: Path | None) -> dict[str, Any]:
     """Train one model for one epoch and test its best validated weights; return the metrics."""
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from recloom.cli import quiet
+    from recloom.training import train_and_test
 
-    quiet.hush()
     pl.seed_everything(seed, verbose=False)
     clicks = _data(setting, seed, data)
     model = _model(setting, name, optimizer, clicks)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        best = ModelCheckpoint(folder, filename="best", monitor="val_ne", save_weights_only=True)
-        trainer = _trainer(setting, len(clicks.train_dataloader()), best)
-        trainer.fit(model, clicks)
-        seconds = time.perf_counter() - start
-        tested = trainer.test(model, clicks, ckpt_path=best.best_model_path, weights_only=True, verbose=False)[0]
-    assert best.best_model_score is not None
-    metrics = {"ne": tested["test_ne"], "auc": tested["test_auc"], "logloss": tested["test_logloss"]}
-    if "test_oracle_ne" in tested:
-        metrics["above_oracle"] = tested["test_ne"] / tested["test_oracle_ne"]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        "val_ne": float(best.best_model_score),
-        **metrics,
-        "optimizer": optimizer,
-        "parameters": parameters,
-        "seconds": seconds,
-    }
-
-
-def _trainer(setting: Setting, batches: int, best: Any) -> pl.Trainer:
-    import lightning.pytorch as pl
-
-    return pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        val_check_interval=max(1, batches // setting.validations),
-        callbacks=[best],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    done = train_and_test(model, clicks, validations=setting.validations, accelerator="cpu")
+    metrics = {key: done.metrics[key] for key in ("val_ne", "ne", "auc", "logloss")}
+    if "oracle_ne" in done.metrics:
+        metrics["above_oracle"] = metrics["ne"] / done.metrics["oracle_ne"]
+    return {**metrics, "optimizer": optimizer, "parameters": done.parameters, "seconds": done.seconds}
 
 
 def _data(setting: Setting, seed: int, data: Path | None) -> BlockDataModule:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
+from recloom.batch import Batch
 from recloom.checkpoint import read
-from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
+from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag, bag_configs
 from recloom.errors import RecloomError
 from recloom.export import export_model
 from recloom.features import FeatureSchema
 from recloom.loading import build_data, load_trained
 from recloom.model import RankingModule
-from recloom.testing import run_cli
+from recloom.sequence import SequenceArch, SequenceEncoder
+from recloom.testing import run_cli, tiny_batch, tiny_schema
 
 SMALL = [
     *("fit", "--model=DLRM", "--model.embedding_dim=8", "--model.dense_arch=[8]", "--model.over_arch=[8]"),
@@ -111,6 +115,142 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path):
         export_model(Sums(schema(bags=False), change=1.0), path, logits=True)
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     assert path.read_text() == "an earlier file"
+
+
+class Mean(SequenceEncoder):
+    """The mean of the steps; neither candidate nor time."""
+
+    uses_query = False
+
+    def __init__(self, width: int, max_length: int) -> None:
+        super().__init__(width, max_length)
+        self.output_dim = width
+
+    def forward(self, steps, query, mask, gaps=None):
+        return (steps * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+class Attention(Mean):
+    """A sum of the steps, weighted by likeness to the candidate and by nearness in time."""
+
+    uses_query = True
+
+    def forward(self, steps, query, mask, gaps=None):
+        scores = (steps * query[:, None]).sum(-1) - gaps / 36_000
+        weights = scores.masked_fill(~mask, -1e9).softmax(-1) * mask
+        return (weights[..., None] * steps).sum(1)
+
+
+class Fixed(Mean):
+    """As the mean, of as many samples as there were when it was traced."""
+
+    def forward(self, steps, query, mask, gaps=None):
+        return super().forward(steps, query, mask) * torch.ones(len(steps), 1)
+
+
+class Reader(RankingModule):
+    """The sum of the histories' vectors and of the features'."""
+
+    uses_histories = True
+
+    def __init__(self, schema: FeatureSchema, encoder=Mean) -> None:
+        super().__init__(schema.to_dict())
+        self.tables = FusedEmbeddingBag(bag_configs(self.schema, 4), seed=0)
+        self.sequence_arch = SequenceArch(self.schema, self.tables, FusedEmbeddingBag, encoder)
+
+    def forward(self, dense, values, offsets=None, weights=None, histories=None):
+        vectors = self.tables(values, offsets, weights)
+        return vectors.sum((1, 2)) + 10 * self.sequence_arch(self.tables, vectors, histories).sum((1, 2))
+
+
+@pytest.mark.parametrize(("encoder", "one_hot"), [(Mean, True), (Attention, False)])
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_histories_are_inputs_by_their_names(encoder, one_hot: bool, format: str, tmp_path: Path):
+    path = tmp_path / {"torch": "m.pt2", "onnx": "m.onnx"}[format]
+    model = Reader(tiny_schema(one_hot, histories=True), encoder).eval()
+    assert export_model(model, path, format).max_abs_diff < 1e-5
+    described = {row["name"]: row for row in json.loads((tmp_path / f"{path.name}.json").read_text())["inputs"]}
+    assert described["history"]["shape"] == ["batch", 6, 2]
+    assert described["history"]["keys"] == ["item", "action"]
+    assert described["history_lengths"]["shape"] == ["batch"]
+    assert described["history_gaps"]["dtype"] == "float32"
+
+    batch = tiny_batch(model.schema, rows=30, seed=3)
+    inputs = named(batch, 6)
+    assert described.keys() == inputs.keys()
+    assert 0 in inputs["history_lengths"]
+    with torch.no_grad():
+        expected = torch.sigmoid(model.logits(batch))
+    torch.testing.assert_close(serve(path, inputs), expected, atol=1e-6, rtol=1e-5)
+
+    unknown = {**inputs, "history": torch.where(inputs["history"] == 1, 99, inputs["history"])}
+    as_zero = {**inputs, "history": torch.where(inputs["history"] == 1, 0, inputs["history"])}
+    torch.testing.assert_close(serve(path, unknown), serve(path, as_zero))
+    assert not torch.allclose(serve(path, unknown), expected)
+
+
+def named(batch: Batch, length: int) -> dict[str, torch.Tensor]:
+    """A batch as a server would have it; places without a step hold what the server's memory held."""
+    sparse, history = batch.sparse_features, batch.sequences["history"]
+    ids, gaps = torch.full((len(batch), length, 2), -7), torch.full((len(batch), length), float("nan"))
+    for row, (start, end) in enumerate(itertools.pairwise(history.offsets.tolist())):
+        if end > start:
+            ids[row, start - end :] = history.values[start:end]
+            gaps[row, start - end :] = (batch.timestamps[row] - history.timestamps[start:end]).float()
+    found = {"history": ids, "history_lengths": history.lengths, "history_gaps": gaps}
+    if batch.dense_features.shape[1]:
+        found["dense"] = batch.dense_features
+    if sparse.one_hot:
+        return {**found, "sparse": sparse.values.view(len(sparse.keys), -1).t().contiguous()}
+    return {**found, "values": sparse.values, "lengths": sparse.lengths.view(len(sparse.keys), -1)}
+
+
+def test_a_run_on_histories_predicts_what_its_export_serves(tmp_path: Path):
+    run = tmp_path / "run"
+    data = ["--data=SyntheticBehaviour", "--data.num_train=512", "--data.num_val=128", "--data.num_test=96"]
+    data += ["--data.num_workers=0", "--data.batch_size=64", "--data.eval_batch_size=64", "--data.max_length=8"]
+    model = [*SMALL[1:5], "--model.sequence_encoder=DIN"]
+    trainer = [option for option in SMALL if option.startswith("--trainer")]
+    best = f"--ckpt_path={run / 'checkpoints/best.ckpt'}"
+    for argv in (
+        ["fit", *model, *data, *trainer],
+        ["predict", f"--config={run / 'config.yaml'}", best],
+        ["export"],
+    ):
+        code, _, err = run_cli([*argv, f"--run_dir={run}"])
+        assert code == 0, err
+    predicted = torch.from_numpy(pq.read_table(run / "predictions.parquet")["probability"].to_numpy().copy())
+    served = [
+        serve(run / "model.pt2", named(batch, 8)) for batch in build_data(run / "config.yaml").predict_dataloader()
+    ]
+    torch.testing.assert_close(torch.cat(served), predicted, atol=1e-5, rtol=0)
+
+
+def test_histories_get_names_that_are_legal_and_free(tmp_path: Path):
+    keys = [{"name": "item", "num_embeddings": 4, "table": "c0"}]
+    names = ["dense", "class", "my clicks", "my_clicks", "1st"]
+    histories = [{"name": name, "keys": keys, "max_length": 2, "timestamps": True} for name in names]
+    plain = schema(bags=False).to_dict()
+    export_model(Reader(FeatureSchema.from_dict({**plain, "sequences": histories})), tmp_path / "m.pt2")
+    described = json.loads((tmp_path / "m.pt2.json").read_text())["inputs"]
+    found = {row["name"]: row["history"] for row in described if "keys" in row}
+    legal = ["dense_", "class_", "my_clicks", "my_clicks_", "_1st"]
+    assert found == dict(zip(legal, names, strict=True))
+    assert not any(row["name"].endswith("_gaps") for row in described)  # steps have times, samples have none
+
+    export_model(Sums(FeatureSchema.from_dict({**plain, "sequences": histories})), tmp_path / "without.pt2")
+    described = json.loads((tmp_path / "without.pt2.json").read_text())
+    assert [row["name"] for row in described["inputs"]] == ["sparse"]
+
+
+def test_a_size_that_was_taken_for_a_constant_is_told(tmp_path: Path):
+    model = Reader(tiny_schema(one_hot=True, histories=True), Fixed)
+    with pytest.raises(RecloomError, match="Reader cannot be exported as torch: Constraints violated"):
+        export_model(model, tmp_path / "model.pt2")
+    with pytest.raises(RecloomError, match="Reader as onnx does not run on 1 samples") as raised:
+        export_model(model, tmp_path / "model.onnx", "onnx")
+    assert "not len(x)" in raised.value.hint
+    assert export_model(model, tmp_path / "model.onnx", "onnx", batch_size=3).batches == (3, 3, 3)
 
 
 def test_fixed_batch_size_and_logits(tmp_path: Path):

@@ -89,6 +89,9 @@ def test_what_check_plugin_finds(tmp_path: Path) -> None:
         "interaction 'Peeking': a sample's output depends on the other samples",
         "interaction 'Plain': 'stranger_parts:Plain' is no subclass of recloom.model.Interaction",
         "interaction 'Gone' (plugin 'faulty') cannot be imported",
+        "sequence encoder 'Sized': what is at padded places reaches the output",
+        "sequence encoder 'Sized': more padding in front of a history changes the output",
+        "sequence encoder 'Sized': it cannot be exported",
         "embedding 'Lenient': id 20 of feature 'a' is outside its table, and no DataError is raised",
         "embedding 'Lenient': bags are not the sums",
         "model 'Stuck': training on one-hot data leaves parameters as they were: idle",
@@ -140,6 +143,7 @@ from recloom import hookimpl
 def register(catalog):
     for name in ("Narrow", "Secret", "Greedy", "Frozen", "Peeking", "Plain", "Gone"):
         catalog.interactions.add(name, f"stranger_parts:{name}")
+    catalog.sequence_encoders.add("Sized", "stranger_parts:Sized")
     catalog.embeddings.add("Lenient", "stranger_parts:Lenient")
     catalog.models.add("Stuck", "stranger_parts:Stuck")
     catalog.models.add("Extra", "stranger_parts_with_extra:Extra", extra="some")
@@ -154,6 +158,7 @@ import torch
 from torch import nn
 from recloom.embedding import EmbeddingBagCollection
 from recloom.model import Interaction, RankingModule
+from recloom.sequence import SequenceEncoder
 
 class Narrow(Interaction):
     def __init__(self, num_vectors: int, embedding_dim: int):
@@ -183,6 +188,13 @@ class Peeking(Frozen):
 
 class Plain:
     pass
+
+class Sized(SequenceEncoder):
+    def __init__(self, width: int, max_length: int):
+        super().__init__(width, max_length)
+        self.output_dim = width
+    def forward(self, steps, query, mask, gaps=None):
+        return (steps.mean(1) + query) * torch.ones(len(steps), 1)
 
 class Lenient(EmbeddingBagCollection):
     """Keeps one row a table.

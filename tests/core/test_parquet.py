@@ -10,16 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recloom.batch import Batch, KeyedJaggedTensor
+from recloom.batch import Batch, KeyedJaggedTensor, Sequences
 from recloom.data.manifest import Manifest
 from recloom.data.parquet import ParquetClicks
 from recloom.data.shards import ShardWriter, write_shards
 from recloom.errors import DataError
-from recloom.features import DenseFeature, FeatureSchema, SparseFeature
+from recloom.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 
+HISTORY = SequenceFeature(
+    "visits", (SparseFeature("site", 9, table="site"), SparseFeature("act", 5)), 6, timestamps=True
+)
 SCHEMA = FeatureSchema(
     dense=(DenseFeature("d0"), DenseFeature("d1")),
     sparse=(SparseFeature("user", 1000), SparseFeature("tags", 50, max_length=0), SparseFeature("site", 9)),
+    sequences=(HISTORY,),
     labels=("click", "buy"),
     weight="importance",
     timestamp="time",
@@ -36,10 +40,18 @@ def batch(count, start=0, schema=SCHEMA):
         return Batch(row[:, None].float(), ids, (row % 2).float())
     lengths = torch.stack([torch.ones_like(row), row % 4, torch.ones_like(row)]).reshape(-1)
     tags = torch.repeat_interleave(row, row % 4) % 50
+    step = torch.repeat_interleave(row, row % 7)
+    visits = Sequences(
+        ["site", "act"],
+        torch.stack([step % 9, step % 5], dim=1),
+        torch.cat([torch.zeros(1, dtype=torch.int64), (row % 7).cumsum(0)]),
+        1_600_000_000 + 60 * step,
+    )
     return Batch(
         torch.stack([row.float(), -row.float()], dim=1),
         KeyedJaggedTensor(["user", "tags", "site"], torch.cat([row % 1000, tags, row % 9]), lengths),
         torch.stack([row % 2, row % 3 == 0], dim=1).float(),
+        sequences={"visits": visits},
         weights=row / 2,
         timestamps=1_700_000_000 + row,
         extras={"group": row // 10},
@@ -55,6 +67,13 @@ def equal(found, expected):
     for name in ("weights", "timestamps"):
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert ours is theirs is None or torch.equal(ours, theirs)
+    assert found.sequences.keys() == expected.sequences.keys()
+    for name, ours in found.sequences.items():
+        theirs = expected.sequences[name]
+        assert ours.keys == theirs.keys
+        assert torch.equal(ours.values, theirs.values)
+        assert torch.equal(ours.offsets, theirs.offsets)
+        assert torch.equal(ours.timestamps, theirs.timestamps)
     assert found.extras.keys() == expected.extras.keys()
     assert all(torch.equal(found.extras[name], expected.extras[name]) for name in found.extras)
 
@@ -189,6 +208,26 @@ def test_an_id_outside_its_table_names_feature_and_shard(data, feature):
     (data / "schema.json").write_text(json.dumps(schema))
     with pytest.raises(DataError, match=rf"part-0000\d.parquet, row group \d: feature '{feature}' has the id \d+"):
         read(data)
+
+
+@pytest.mark.parametrize(
+    ("column", "lists", "complaint"),
+    [
+        ("visits:act", [[1], [2, 3]], "the lists of 'visits:act' and 'visits:site' differ in length"),
+        ("visits:act", [[1, 2], [5]], "feature 'visits:act' has the id 5, its table has 5 rows"),
+        ("visits:act", [[1, 2], [None]], "column 'visits:act' has 1 empty values"),
+        ("visits:time", [[], [1, 2, 3]], "the lists of 'visits:time' and 'visits:site' differ in length"),
+        (None, [[1] * 7, []], "a 'visits' of 7 steps where the schema has at most 6"),
+    ],
+)
+def test_histories_that_do_not_fit_together_are_named(tmp_path, column, lists, complaint):
+    schema = FeatureSchema(sparse=(SparseFeature("site", 9),), sequences=(HISTORY,))
+    steps = {f"visits:{name}": lists if column is None else [[1, 2], [3]] for name in ("site", "act", "time")}
+    with ShardWriter(tmp_path / "data", schema, format="test", source={}) as writer:
+        writer.add("train", pa.table({**steps, **({column: lists} if column else {}), "site": [1, 2], "label": [0, 1]}))
+        writer.finish()
+    with pytest.raises(DataError, match=f"part-00000.parquet, row group 0: {complaint}"):
+        read(tmp_path / "data", batch_size=2)
 
 
 def test_a_schema_of_other_data_is_refused(data):

@@ -14,6 +14,7 @@ from recloom.optim import CompositeOptimizer, OptimizerConfig
 from recloom.plugins import host
 from recloom.rowgrad import row_parameters
 from recloom_dlrm.compressed import HashedEmbeddingBag, QREmbeddingBag
+from recloom_dlrm.interactions import DotInteraction
 from recloom_dlrm.mixed_dim import MixedDimEmbeddingBag, mixed_dims
 from recloom_dlrm.model import DLRM
 from recloom_dlrm.weighted_pooling import WeightedPoolingEmbeddingBag
@@ -240,9 +241,12 @@ def test_report_tells_sizes_and_ratio():
 
 @pytest.mark.parametrize("name", [*TECHNIQUES])
 def test_exported_model_equals_eager(name, tmp_path):
-    """Bags, whose bounds depend on data."""
+    """Bags, whose bounds depend on data, and single rows of a history's steps: from a feature's table, and its own."""
     build, _ = TECHNIQUES[name]
     bags = [{"name": f, "num_embeddings": ROWS[t], "max_length": 4, "table": t} for f, t in TABLE_OF.items()]
-    model = DLRM({**SCHEMA, "sparse": bags}, WIDTH, (8,), (8,), embedding=build)
+    keys = [{"name": "l", "num_embeddings": 300, "table": "large"}, {"name": "action", "num_embeddings": 45}]
+    history = {"name": "history", "keys": keys, "max_length": 5}
+    encoder = host().catalog.sequence_encoders.load("DIN")
+    model = DLRM({**SCHEMA, "sparse": bags, "sequences": [history]}, WIDTH, (8,), (8,), DotInteraction, build, encoder)
     done = export_model(model, tmp_path / "model.pt2")
     assert done.max_abs_diff < 1e-6

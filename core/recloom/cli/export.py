@@ -9,6 +9,7 @@ from recloom.errors import RecloomError
 
 EPILOG = """The file's inputs are described in FILE.json beside it. One-hot data: `sparse`, batch x features;
 otherwise `values` (all samples of the first feature, then of the second, ...) and `lengths`, features x batch.
+A history NAME: `NAME`, batch x steps x ids, the latest step last; `NAME_lengths`; with times `NAME_gaps`, in seconds.
 """
 
 

@@ -13,7 +13,18 @@ from recloom.catalog import Entry
 from recloom.errors import ComponentImportError, RecloomError, unknown
 from recloom.plugins import catalog
 
-_CLASS_KINDS = {"models", "datamodules", "embeddings", "interactions", "sequence_encoders", "kernels"}
+_CLASS_KINDS = (
+    *("models", "datamodules", "embeddings", "interactions", "sequence_encoders", "kernels"),
+    *("search_spaces", "search_methods", "evaluators", "cost_models"),
+)
+
+PARTS = {
+    "model": "models",
+    "data": "datamodules",
+    "space": "search_spaces",
+    "method": "search_methods",
+    "evaluator": "evaluators",
+}
 
 
 def load_mentioned(argv: list[str]) -> None:
@@ -84,10 +95,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _check_class_paths(value: Any, path: Path, where: str = "") -> None:
-    """Refuse short names under model and data that no registry has, with the nearest of the same kind."""
+    """Refuse short names under model, data and a search's parts that no registry has; name the nearest of the kind."""
     if not isinstance(value, dict):
         return
-    for part, kind in (("model", "models"), ("data", "datamodules")):
+    for part, kind in PARTS.items():
         section = value.get(part)
         name = section.get("class_path") if isinstance(section, dict) else section
         registry = getattr(catalog(), kind)

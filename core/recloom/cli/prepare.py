@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from recloom.data.prepare_report import PrepareReport
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_STAGES = {"count": "counting", "write": "writing"}
+_STAGES = {"count": "counting", "encode": "encoding", "write": "writing"}
 
 
 def main(argv: list[str]) -> int:
@@ -59,7 +59,8 @@ def _parser(raw: type[RawFormat] | None, formats: list[tuple[str, str]]) -> argp
     parser.add_argument(
         "--split",
         default="",
-        help="random:0.8,0.1,0.1 | time:0.8,0.1,0.1 | days:0-5,6 | reference | none: shares (or days) of train, val "
+        help="random:0.8,0.1,0.1 | users:0.8,0.1,0.1 (event logs) | time:0.8,0.1,0.1 | days:0-5,6 | reference | none: "
+        "shares (or days) of train, val "
         f"and test (default: {raw.default_split if raw else 'depends on the format'})",
     )
     parser.add_argument("--min-count", type=_positive, default=1, metavar="N", help="rarer categories share id 0")
@@ -123,6 +124,8 @@ def _print(report: PrepareReport, output: Path) -> None:
     console.print(f"ids: {total:,} in {len(sizes)} features: {shown}", highlight=False)
     if report.left_out:
         console.print(f"rows of days that the split does not name, left out: {report.left_out:,}", highlight=False)
+    for name, number in report.counts.items():
+        console.print(f"{name}: {number:,}", highlight=False, markup=False)
     for row in report.bad:
         console.print(f"bad row: {row}", highlight=False, markup=False)
     rows = sum(report.rows.values())

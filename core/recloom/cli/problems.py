@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 
 from recloom.catalog import KINDS
 from recloom.errors import RecloomError, UnknownNameError, suggest
@@ -23,8 +24,16 @@ _VALUE = re.compile(r"Given value: (?P<value>.+)")
 _KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\"")
 
 
-def explain(message: str) -> RecloomError:
-    """Return one error for jsonargparse's `message`: the innermost cause, and the nearest names."""
+FIT_OPTIONS = ("config", "seed_everything", "model", "data", "trainer", "run_dir", "checkpoint", "ckpt_path")
+
+
+def explain(message: str, options: Sequence[str] = FIT_OPTIONS) -> RecloomError:
+    """Return one error for jsonargparse's `message`: the innermost cause, and the nearest names.
+
+    Args:
+        message: What jsonargparse says.
+        options: The options that the command has at its top level.
+    """
     keys = [match["key"] for match in _KEY.finditer(message)]
     where = ".".join(dict.fromkeys(keys)) if keys else ""
     classes = [match["path"] for match in _CLASS.finditer(message)]
@@ -34,7 +43,7 @@ def explain(message: str) -> RecloomError:
         name = (last["argument"] or last["option"] or last["key"]).lstrip("-").partition("=")[0]
         inside = _GIVEN.match(message, last.end())  # a factory's own option: its class follows
         owner = inside["path"] if inside else classes[-1] if classes else ""
-        return _unknown_option(name, owner, where)
+        return _unknown_option(name, owner, where, options)
     names = [match["name"] for match in _NAME.finditer(message) if match["name"]]
     if names:
         known = [
@@ -67,7 +76,7 @@ def _is_frame(line: str) -> bool:
     return line.startswith(starts) or line.startswith("Problem with given class_path") or line.startswith("usage:")
 
 
-def _unknown_option(name: str, class_path: str, where: str) -> RecloomError:
+def _unknown_option(name: str, class_path: str, where: str, options: Sequence[str]) -> RecloomError:
     leaf = name.split(".")[-1] if not class_path else name.split(".")[0]
     if class_path:
         owner = class_path.rpartition(".")[2]
@@ -76,17 +85,16 @@ def _unknown_option(name: str, class_path: str, where: str) -> RecloomError:
         )
     if leaf in KINDS:
         return UnknownNameError(f"unknown option --{name}", f"List components with: recloom components {leaf}")
-    return UnknownNameError(f"{where + ': ' if where else ''}unknown option {name!r}", _nearest_option(name))
+    return UnknownNameError(f"{where + ': ' if where else ''}unknown option {name!r}", _nearest_option(name, options))
 
 
-def _nearest_option(name: str) -> str:
+def _nearest_option(name: str, options: Sequence[str]) -> str:
     import lightning.pytorch as pl
 
-    top = ["config", "seed_everything", "model", "data", "trainer", "run_dir", "checkpoint", "ckpt_path"]
     head, _, rest = name.partition(".")
-    if head == "trainer" and rest:
+    if head == "trainer" and "trainer" in options and rest:
         return suggest(rest, list(inspect.signature(pl.Trainer.__init__).parameters)[1:]).replace("'?", "' in trainer?")
-    return suggest(head, top)
+    return suggest(head, options)
 
 
 def _parameters(class_path: str) -> list[str]:

@@ -36,6 +36,7 @@ def hush() -> None:
         ".*is smaller than the logging interval.*",
         "Checkpoint directory .* exists and is not empty.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*but have no `val_dataloader`.*",
         ".*Found .* module.* in eval mode.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
     ):

@@ -78,6 +78,23 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
     return Choice(path, found)
 
 
+def choose_search(run_dir: str | None, resume: bool, argv: list[str], space: str) -> Path:
+    """Return a search's folder: `run_dir`, or runs/search-NAME of the config file, numbered if it is taken.
+
+    With `resume` it is the one that exists, and the newest of several.
+    """
+    base = Path(run_dir) if run_dir else Path("runs") / f"search-{_stem(argv, space).removeprefix('search-')}"
+    existing = [base] if run_dir else _numbered(base)
+    existing = [path for path in existing if (path / "config.yaml").exists()]
+    if resume:
+        if not existing:
+            raise RecloomError(f"{base}: there is no search here to go on with", "Start it without --resume.")
+        return existing[-1]
+    if run_dir and existing:
+        raise RecloomError(f"{base} already holds a search", "Go on with it: --resume. Or choose another --run_dir.")
+    return base if run_dir or not base.exists() else _next(base)
+
+
 def save_config(path: Path, text: str) -> None:
     """Write `text` as config.yaml in `path`, aside and then renamed; an earlier, different one is kept by number."""
     path.mkdir(parents=True, exist_ok=True)

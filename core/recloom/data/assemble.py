@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recloom.batch import Batch, KeyedJaggedTensor
-from recloom.features import FeatureSchema
+from recloom.batch import Batch, KeyedJaggedTensor, Sequences
+from recloom.features import FeatureSchema, SequenceFeature
 
 
 def to_batch(columns: dict[str, pa.Array], schema: FeatureSchema, order: np.ndarray | None = None) -> Batch:
-    """Return the columns of a shard as a block of int32 ids, with the rows in `order` (None: as they are)."""
+    """Return the columns of a shard as a block of int32 ids, with the rows in `order` (None: as they are).
+
+    A row may come several times in `order`, or not at all.
+    """
     taken = slice(None) if order is None else order
-    count = len(columns[schema.labels[0]])
+    count = len(columns[schema.labels[0]]) if order is None else len(order)
 
     def floats(names: Sequence[str]) -> np.ndarray:
         matrix = np.empty((count, len(names)), np.float32)
@@ -32,6 +35,7 @@ def to_batch(columns: dict[str, pa.Array], schema: FeatureSchema, order: np.ndar
         dense_features=torch.from_numpy(floats([feature.name for feature in schema.dense])),
         sparse_features=_sparse(columns, schema, count, order),
         labels=labels.squeeze(1) if len(schema.labels) == 1 else labels,
+        sequences={history.name: _sequences(columns, history, order) for history in schema.sequences},
         weights=column(schema.weight),
         timestamps=column(schema.timestamp),
         extras={} if group is None else {"group": group},
@@ -73,6 +77,22 @@ def _sparse(
         lengths=torch.from_numpy(lengths.reshape(-1)),
         weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
     )
+
+
+def _sequences(columns: dict[str, pa.Array], history: SequenceFeature, order: np.ndarray | None) -> Sequences:
+    """Return the histories of all rows. The history's columns have equal lengths (`recloom.data.rowgroup`)."""
+    arrays = [columns[f"{history.name}:{key.name}"] for key in history.keys]
+    offsets = arrays[0].offsets.to_numpy()
+    lengths = np.diff(offsets) if order is None else np.diff(offsets)[order]
+    taken = _rebased(_inner(offsets, lengths, order), offsets[0])
+    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    values = np.empty((bounds[-1], len(arrays)), np.int32)
+    for place, array in enumerate(arrays):
+        values[:, place] = array.flatten().to_numpy()[taken]
+    times = None
+    if history.timestamps:
+        times = torch.from_numpy(columns[f"{history.name}:time"].flatten().to_numpy()[taken].copy())
+    return Sequences([key.name for key in history.keys], torch.from_numpy(values), torch.from_numpy(bounds), times)
 
 
 def _inner(offsets: np.ndarray, lengths: np.ndarray, order: np.ndarray | None) -> slice | np.ndarray:

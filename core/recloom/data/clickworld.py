@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 
 from recloom.batch import Batch, KeyedJaggedTensor
+from recloom.data.world import BLOCK_ROWS, SPLITS, START, World, fit_bias, zipf
 
-BLOCK_ROWS = 32_768
-SPLITS = ("train", "val", "test")
-_START = 1_700_000_000  # time of the first row
 _WEEK = 7 * 86_400  # the training rows span a week
 
 
@@ -51,6 +49,10 @@ class ClickWorldConfig:
         mean = self.mean_lengths[feature]
         return 1 if mean == 1 else int(np.ceil(4 * mean))
 
+    def build(self) -> ClickWorld:
+        """Make the world."""
+        return ClickWorld(self)
+
 
 @dataclass(frozen=True)
 class _Term:
@@ -61,7 +63,7 @@ class _Term:
     dense: int | None = None
 
 
-class ClickWorld:
+class ClickWorld(World):
     """The tables of a world, and its rows.
 
     Args:
@@ -71,7 +73,7 @@ class ClickWorld:
     def __init__(self, config: ClickWorldConfig) -> None:
         self.config = config
         random = np.random.default_rng(np.random.SeedSequence([config.seed, 0]))
-        self._popularity = [_zipf(size, config.zipf) for size in config.cardinalities]
+        self._popularity = [zipf(size, config.zipf) for size in config.cardinalities]
         self._cumulative = [np.cumsum(popularity) for popularity in self._popularity]
         self._dense_weights = self._plan_dense(random)
         self._terms, widths = self._plan_terms(random)
@@ -105,7 +107,7 @@ class ClickWorld:
                 lengths=None if one_hot else torch.cat([ones if length is None else length for length in lengths]),
             ),
             labels=(chance < probability).float(),
-            timestamps=torch.from_numpy(_START + (position * _WEEK).astype(np.int64)),
+            timestamps=torch.from_numpy(START + (position * _WEEK).astype(np.int64)),
             extras={"probability": probability},
         )
 
@@ -216,17 +218,7 @@ class ClickWorld:
         dense = torch.from_numpy(random.standard_normal((count, config.num_dense), dtype=np.float32))
         ids, lengths = zip(*(self._draw(random, f, count) for f in range(len(config.cardinalities))), strict=True)
         logits = self._logits(dense, ids, lengths, torch.linspace(0, 1, count)).double()
-        low, high = -30.0, 30.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if (logits + middle).sigmoid().mean() < config.base_ctr else (low, middle)
-        return (low + high) / 2
-
-
-def _zipf(size: int, exponent: float) -> np.ndarray:
-    """Return the popularity of ids 0..size-1: proportional to 1 / (id + 1)^exponent."""
-    weights = np.arange(1, size + 1, dtype=np.float64) ** -exponent
-    return weights / weights.sum()
+        return fit_bias(logits.numpy(), config.base_ctr)
 
 
 def _pool(table: Tensor, ids: Tensor, lengths: Tensor | None, mean_length: float) -> Tensor:

@@ -122,6 +122,14 @@ class Encoder:
             columns[column.name] = group_ids(block.columns[column.name])
         return pa.table(columns)
 
+    def ids(self, name: str, found: Categories) -> NDArray[np.int32]:
+        """Return the id of each value of feature `name`; 0 for missing and unknown ones."""
+        if self._hash_size:
+            ids = hash_ids(found.keys, self._hash_size)
+        else:
+            ids = self._vocabularies[name].lookup(found.keys)
+        return np.append(ids, np.int32(0))[found.codes]  # code -1, a missing value, takes the 0 at the end
+
     def _dense(self, array: pa.Array) -> NDArray[np.float32]:
         values = array.fill_null(0).to_numpy(zero_copy_only=False)
         if self._transform == "log":
@@ -130,11 +138,7 @@ class Encoder:
 
     def _ids(self, column: Column, array: pa.Array) -> pa.Array:
         found = categories(column, array)
-        if self._hash_size:
-            ids = hash_ids(found.keys, self._hash_size)
-        else:
-            ids = self._vocabularies[column.name].lookup(found.keys)
-        values = np.append(ids, np.int32(0))[found.codes]  # code -1, a missing value, takes the 0 at the end
+        values = self.ids(column.name, found)
         if found.bounds is None:
             return pa.array(values)
         return pa.ListArray.from_arrays(pa.array(found.bounds), pa.array(values))

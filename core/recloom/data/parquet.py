@@ -22,12 +22,15 @@ class ParquetClicks(BlockDataModule):
         eval_batch_size: Rows of an evaluation batch, per rank.
         num_workers: Processes that read shards, per rank and split; 0 reads in the training process.
         shuffle: Shuffle the training rows anew in each epoch.
-        shuffle_rows: Rows that are mixed with each other: row groups (65,536 rows) drawn at random from all shards
-            until they have this many rows. A worker holds a few times this many rows.
+        shuffle_rows: Rows that are mixed with each other: row groups (65,536 rows, less of long histories) drawn at
+            random from all shards until they have this many rows. A worker holds a few times this many rows.
         seed: Seed of the shuffling.
         rank_split: "blocks": each rank reads its own span of the data. "rows": each rank takes its part of every
             global batch, so that R ranks see what one rank with an R times larger batch sees.
         limit_rows: Use only the first rows of each split; 0: all.
+        in_batch_negatives: For each row, which must be a positive of an event log, so many rows more with the label 0:
+            the same with the candidate of another row of the block. Drawn anew in each epoch; those of evaluation are
+            always the same.
         verify: What to check of each shard beforehand: its "size", "full" (its sha256 too, which reads all files
             once) or "none". Whatever is chosen, damaged pages and wrong ids are found when they are read.
     """
@@ -43,15 +46,17 @@ class ParquetClicks(BlockDataModule):
         seed: int = 0,
         rank_split: RankSplit = "blocks",
         limit_rows: int = 0,
+        in_batch_negatives: int = 0,
         verify: Literal["none", "size", "full"] = "size",
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle, rank_split)
-        if shuffle_rows < 1 or limit_rows < 0:
-            raise RecloomError("shuffle_rows must be at least 1, limit_rows at least 0")
+        if shuffle_rows < 1 or limit_rows < 0 or in_batch_negatives < 0:
+            raise RecloomError("shuffle_rows must be at least 1, limit_rows and in_batch_negatives at least 0")
         self.path = Path(path)
         self.shuffle_rows = shuffle_rows
         self.seed = seed
         self.limit_rows = limit_rows
+        self.in_batch_negatives = in_batch_negatives
         self.verify = verify
         self.manifest = Manifest.load(self.path)
         self._schema = FeatureSchema.load(self.path / SCHEMA)
@@ -89,4 +94,6 @@ class ParquetClicks(BlockDataModule):
             for shard in shards:
                 shard.check(self.path)
         shuffle_rows = self.shuffle_rows if shuffle else 0
-        return ParquetBlocks(self.path, self._schema, shards, shuffle_rows, self.seed, self.limit_rows)
+        return ParquetBlocks(
+            self.path, self._schema, shards, shuffle_rows, self.seed, self.limit_rows, self.in_batch_negatives
+        )

@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 
 from recloom.batch import Batch
 from recloom.data.assemble import to_batch
-from recloom.data.columns import arrow_schema
 from recloom.data.loader import BlockSource
 from recloom.data.manifest import Shard
+from recloom.data.negatives import InBatchNegatives
+from recloom.data.rowgroup import AGAIN, checked
 from recloom.errors import DataError
-from recloom.features import FeatureSchema, SparseFeature
+from recloom.features import FeatureSchema
 
 _PLAIN_ROWS = 65_536  # rows that a block gathers when nothing is shuffled
+_PLAIN_STEPS = 1 << 22  # and steps of histories, at most
 _OPEN_FILES = 16
-_AGAIN = "Copy the shard again from where it came, or run `recloom prepare` again."
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ParquetBlocks(BlockSource):
             keeps the order of the shards.
         seed: Seed of the order.
         limit_rows: Use only this many rows, the first ones; 0 uses all.
+        negatives: Negatives to add to each row from others of its block: anew in each epoch if rows are shuffled, the
+            same ones always, whatever the seed, if not.
     """
 
     def __init__(
@@ -55,12 +58,15 @@ class ParquetBlocks(BlockSource):
         shuffle_rows: int = 0,
         seed: int = 0,
         limit_rows: int = 0,
+        negatives: int = 0,
     ) -> None:
         self._directory = directory
         self._schema = schema
         self._shuffle = shuffle_rows > 0
-        self._block_rows = shuffle_rows or _PLAIN_ROWS
+        steps = sum(history.max_length for history in schema.sequences)
+        self._block_rows = shuffle_rows or min(_PLAIN_ROWS, _PLAIN_STEPS // max(steps, 1))
         self._seed = seed
+        self._negatives = InBatchNegatives.of(schema, negatives) if negatives else None
         self._groups: list[RowGroup] = []
         left = limit_rows or sum(shard.rows for shard in shards)
         for shard in shards:
@@ -76,7 +82,8 @@ class ParquetBlocks(BlockSource):
 
     def block_rows(self, epoch: int) -> Sequence[int]:
         """Return the rows of each block of `epoch`."""
-        return [sum(group.rows for group in block) for block in self._blocks(epoch)]
+        times = 1 + self._negatives.count if self._negatives else 1
+        return [times * sum(group.rows for group in block) for block in self._blocks(epoch)]
 
     def load(self, epoch: int, index: int) -> Batch:
         """Read a block.
@@ -89,7 +96,13 @@ class ParquetBlocks(BlockSource):
         order = None
         if self._shuffle:
             order = np.random.default_rng([self._seed, epoch, index]).permutation(sum(map(len, tables)))
-        return to_batch(columns, self._schema, order)
+        if self._negatives is None:
+            return to_batch(columns, self._schema, order)
+        order = np.arange(sum(map(len, tables))) if order is None else order
+        block = to_batch(columns, self._schema, self._negatives.repeated(order))
+        drawn = np.random.default_rng([self._seed, epoch, index, 1] if self._shuffle else [0, 0, index, 1])
+        self._negatives.fill(block, drawn, str(self._directory))
+        return block
 
     def _blocks(self, epoch: int) -> list[list[RowGroup]]:
         """Return the row groups of each block; kept for one epoch."""
@@ -111,33 +124,14 @@ class ParquetBlocks(BlockSource):
 
     def _read(self, group: RowGroup) -> pa.Table:
         """Return the columns of a row group, checked."""
-        path = self._directory / group.file
-        where = f"{path}, row group {group.index}"
+        where = f"{self._directory / group.file}, row group {group.index}"
         try:
             table = self._open(group.file).read_row_group(group.index, use_threads=False)
         # pyarrow raises OSError, ArrowInvalid (a ValueError), IndexError, ... by where the file is broken
         except (OSError, pa.ArrowException, IndexError, EOFError) as error:
             cause = str(error).strip().split("\n")[0]
-            raise DataError(f"{where}: the shard cannot be read: {cause}", _AGAIN) from error
-        if table.num_rows < group.rows:
-            raise DataError(f"{where}: {table.num_rows} rows where the manifest has {group.rows}", _AGAIN)
-        wanted = arrow_schema(self._schema)
-        names = [*wanted.names, *(name for name in table.column_names if name.endswith(":weight"))]
-        for field in wanted:
-            if field.name not in table.column_names:
-                raise DataError(f"{path}: the schema's column {field.name!r} is missing", _AGAIN)
-            if table[field.name].type != field.type:
-                found = table[field.name].type
-                raise DataError(f"{path}: column {field.name!r} is {found}, it should be {field.type}", _AGAIN)
-        table = table.select(names)
-        if group.rows < table.num_rows:
-            table = table.slice(0, group.rows)
-        for name in names:
-            if table[name].null_count:
-                raise DataError(f"{where}: column {name!r} has {table[name].null_count} empty values", _AGAIN)
-        for feature in self._schema.sparse:
-            _check_ids(feature, table[feature.name], where)
-        return table
+            raise DataError(f"{where}: the shard cannot be read: {cause}", AGAIN) from error
+        return checked(table, self._schema, group.rows, where)
 
     def _open(self, file: str) -> pq.ParquetFile:
         if file not in self._files:
@@ -152,15 +146,3 @@ def _joined(parts: Sequence[pa.ChunkedArray]) -> pa.Array:
     """Return one array of the chunks of `parts`, without a copy if there is just one chunk."""
     chunks = [chunk for part in parts for chunk in part.chunks]
     return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
-
-
-def _check_ids(feature: SparseFeature, column: pa.ChunkedArray, where: str) -> None:
-    """Raise DataError unless all ids lie in the feature's table."""
-    for chunk in column.chunks:
-        ids = (chunk.flatten() if pa.types.is_list(chunk.type) else chunk).to_numpy()
-        if len(ids) and not (ids.min() >= 0 and ids.max() < feature.num_embeddings):
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise DataError(
-                f"{where}: feature {feature.name!r} has the id {wrong}, its table has {feature.num_embeddings:,} rows",
-                "schema.json and the shards are not of the same run. " + _AGAIN,
-            )

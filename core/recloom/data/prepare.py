@@ -20,11 +20,12 @@ import polars as pl
 import pyarrow as pa
 
 from recloom.data.encode import HASH_NOTE, Encoder, count_categories, split_rows
+from recloom.data.events.format import EventFormat
 from recloom.data.formats.base import RawBlock, RawFormat
 from recloom.data.pipeline import Piece, Progress, RawLog
 from recloom.data.prepare_report import PrepareReport
 from recloom.data.shards import ShardWriter
-from recloom.data.splits import SPLITS, TimeCounts, Totals, parse_split
+from recloom.data.splits import SPLITS, Assigner, TimeCounts, Totals, parse_split
 from recloom.data.vocabulary import CategoryCounts, Vocabulary
 from recloom.errors import DataError
 from recloom.features import FeatureSchema
@@ -78,23 +79,37 @@ def prepare(
         inputs: Its files, in order of time.
         output: The directory; see `recloom.data.shards`.
         options: How.
-        progress: Called with ("count" or "write", bytes done, bytes in all).
+        progress: Called with a stage ("count", "encode" or "write"), how much of it is done, and how much there is.
 
     Raises:
         DataError: The log is not of that format, has too many bad rows, or cannot be split as asked; the directory
             holds something else; the disk is full. Nothing that a reader would take is left then.
     """
-    return _Run(raw, [Path(path) for path in inputs], Path(output), options or PrepareOptions(), progress).run()
+    from recloom.data.events.run import EventRun  # which is made of what is here
+
+    kind = EventRun if isinstance(raw, EventFormat) else Run
+    return kind(raw, [Path(path) for path in inputs], Path(output), options or PrepareOptions(), progress).run()
 
 
-class _Run:
-    """One run of `prepare`: its state."""
+class Run:
+    """One run of `prepare`: its state.
+
+    Attributes:
+        row_group_rows: Rows of a row group.
+        split_kinds: The splits that there are.
+    """
+
+    row_group_rows = 65_536
+    split_kinds: tuple[str, ...] = ("random", "time", "days", "reference", "none")
 
     def __init__(
         self, raw: RawFormat, inputs: list[Path], output: Path, options: PrepareOptions, progress: Progress
     ) -> None:
         self.raw, self.inputs, self.output, self.options = raw, inputs, output, options
         self.split = parse_split(options.split or raw.default_split, options.seed)
+        if self.split.kind not in self.split_kinds:
+            known = ", ".join(self.split_kinds)
+            raise DataError(f"--split {self.split.kind} is not for the format {raw.name!r}", f"There are: {known}.")
         self.report = PrepareReport(split=options.split or raw.default_split)
         self.times = next((column.name for column in raw.columns_of("timestamp")), None)
         self.log = RawLog(
@@ -107,6 +122,7 @@ class _Run:
         )
 
     def run(self) -> PrepareReport:
+        """Do it."""
         start = time.perf_counter()
         for path in self.inputs:
             if not path.is_file():
@@ -114,9 +130,9 @@ class _Run:
             self.raw.sniff(path)
         source = {"files": [{"name": path.name, "bytes": path.stat().st_size} for path in self.inputs]}
         try:
-            with ShardWriter(
-                self.output, None, format=self.raw.name, source=source, overwrite=self.options.overwrite
-            ) as writer:
+            sizes: dict[str, Any] = {"row_group_rows": self.row_group_rows, "rows_per_shard": 15 * self.row_group_rows}
+            facts: dict[str, Any] = {"format": self.raw.name, "source": source, "overwrite": self.options.overwrite}
+            with ShardWriter(self.output, None, **facts, **sizes) as writer:
                 self._write(writer)
         except OSError as error:
             what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write: {error}"
@@ -127,12 +143,7 @@ class _Run:
         return self.report
 
     def _write(self, writer: ShardWriter) -> None:
-        counters = {} if self.options.hash_size else self._counters()
-        assign = self.split.bounds(self._first_pass(counters))
-        vocabularies = self._vocabularies(counters)
-        transform = self.options.dense_transform or self.raw.dense_transform
-        encoder = Encoder(self.raw, vocabularies, self.options.hash_size, transform)
-        files = {name: f"vocabulary/{counter.path.name}" for name, counter in counters.items()}
+        encoder, assign, files = self._prepared()
         writer.schema = schema = encoder.schema(files, self._info())
         self.report.cardinalities = {feature.name: feature.num_embeddings for feature in schema.sparse}
 
@@ -144,7 +155,6 @@ class _Run:
             return block, len(block), parts
 
         report = self.report
-        report.bad, report.bad_rows = [], 0  # of the first pass: the same rows
         with closing(self.log.map("write", encode)) as blocks:
             for _, (block, rows, parts) in blocks:
                 report.note(block, self.options.max_bad_rows)
@@ -153,6 +163,16 @@ class _Run:
                     report.count(SPLITS[index], part, schema)
                     writer.add(SPLITS[index], part)
         self._finish(writer, schema)
+
+    def _prepared(self) -> tuple[Encoder, Assigner, dict[str, str]]:
+        """Return, from a first pass: the encoder, the split's bounds, the vocabularies' files by feature."""
+        counters = {} if self.options.hash_size else self._counters()
+        assign = self.split.bounds(self._first_pass(counters))
+        vocabularies = self._vocabularies(counters)
+        self.report.bad, self.report.bad_rows = [], 0  # the second pass finds the same rows
+        transform = self.options.dense_transform or self.raw.dense_transform
+        encoder = Encoder(self.raw, vocabularies, self.options.hash_size, transform)
+        return encoder, assign, {name: f"vocabulary/{counter.path.name}" for name, counter in counters.items()}
 
     def _counters(self) -> dict[str, CategoryCounts]:
         directory = self.output / "vocabulary"
@@ -222,5 +242,6 @@ class _Run:
             "label_mean": report.label_mean(),
             "label_means": {split: report.label_mean(split) for split in report.rows},
             "left_out": report.left_out,
+            **({"events": report.counts} if report.counts else {}),
         }
         writer.finish(schema, bad_rows=report.bad_rows, bad_examples=[str(row) for row in report.bad], stats=stats)

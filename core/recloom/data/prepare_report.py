@@ -20,6 +20,7 @@ class PrepareReport:
         split: The split that was used.
         rows: Rows of each split.
         left_out: Rows of days that the split does not name.
+        counts: Of an event log: what was found, by name, see `recloom.data.events`.
         bad_rows: Malformed rows, left out.
         bad: The first few of them.
         cardinalities: Number of ids of each sparse feature.
@@ -30,6 +31,7 @@ class PrepareReport:
     split: str
     rows: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     bad_rows: int = 0
     bad: list[BadRow] = field(default_factory=list)
     cardinalities: dict[str, int] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from recloom.data.columns import arrow_schema, to_table
+from recloom.data.columns import arrow_schema, to_table, weight_columns
 from recloom.data.manifest import MANIFEST, SCHEMA, UNFINISHED, Manifest
 from recloom.data.shardfile import SplitWriter
 from recloom.errors import DataError
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # What a run may leave in its directory; a new run removes these and nothing else.
-_OWN = (MANIFEST, SCHEMA, "*.json.part", "*/part-*.parquet", "*/part-*.parquet.part", "vocabulary/*", UNFINISHED)
+_FILES = ("*.json.part", "*/part-*.parquet", "*/part-*.parquet.part", "vocabulary/*", "spill/events-*")
+_OWN = (MANIFEST, SCHEMA, *_FILES, UNFINISHED)
 
 
 class ShardWriter:
@@ -73,7 +74,7 @@ class ShardWriter:
         """Append the rows of `table` to `split` ("train", "val" or "test")."""
         if self.schema is not None:
             wanted = arrow_schema(self.schema)
-            weights = [name for name in table.column_names if name.endswith(":weight")]
+            weights = weight_columns(self.schema, table.column_names)
             fields = [*wanted, *(pa.field(name, pa.list_(pa.float32())) for name in weights)]
             table = table.select([field.name for field in fields]).cast(pa.schema(fields))
         if split not in self._splits:

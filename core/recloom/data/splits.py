@@ -1,4 +1,4 @@
-"""Which rows train, which validate, which test: by chance, by time, by day, or as the DLRM reference does."""
+"""Which rows train, which validate, which test: by chance, user, time or day, or as the DLRM reference does."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ SPLITS = ("train", "val", "test")
 _DAY = 86_400
 _HINT = (
     "Write random:0.8,0.1,0.1 (train, val, test), time:0.8,0.1,0.1, days:0-5,6 (train on days 0 to 5, val on 6), "
+    "users:0.8,0.1,0.1 (event logs: no user in two of them), "
     "reference (the DLRM reference's split of the Criteo logs) or none (everything is train)."
 )
 
@@ -68,12 +69,12 @@ class Split:
 
     Args:
         kind: Which rule.
-        fractions: Shares of train, val and test, for random and time.
+        fractions: Shares of train, val and test, for random, users and time.
         days: First and last day of train, val and test, for days.
-        seed: For random.
+        seed: For random and users.
     """
 
-    kind: Literal["random", "time", "days", "reference", "none"]
+    kind: Literal["random", "users", "time", "days", "reference", "none"]
     fractions: tuple[float, ...] = ()
     days: tuple[tuple[int, int], ...] = ()
     seed: int = 0
@@ -94,7 +95,7 @@ class Split:
         Raises:
             DataError: The log cannot be split like that: too few distinct times, or days without times.
         """
-        if self.kind == "random":
+        if self.kind in ("random", "users"):
             return Assigner(self, cuts=np.cumsum(self.fractions)[:-1])
         if self.kind == "days":
             return Assigner(self, origin=self._first_day(totals))
@@ -143,12 +144,13 @@ class Assigner:
         """Return, for n rows at positions `rows` of all input, an index into SPLITS, or -1 for a row to leave out.
 
         Args:
-            rows: Positions counted over all files, bad rows included: independent of how the log is cut into blocks.
+            rows: Positions counted over all files, bad rows included: independent of how the log is cut into blocks;
+                for users, the keys of the rows' users.
             file: Index of their file.
             times: Their times in seconds, or None.
         """
         kind = self.split.kind
-        if kind == "random":
+        if kind in ("random", "users"):
             return np.searchsorted(self.cuts, uniform(rows, self.split.seed), side="right").astype(np.int8)
         if kind == "days":
             days = np.full(len(rows), file) if self.origin is None or times is None else times // _DAY - self.origin
@@ -187,11 +189,12 @@ def parse_split(text: str, seed: int = 0) -> Split:
             if any(first > last for first, last in days) or len(days) > len(set().union(*({d} for d in days))):
                 raise ValueError("days in the wrong order")
             return Split("days", days=days, seed=seed)
-        if kind in ("random", "time"):
+        if kind in ("random", "users", "time"):
             fractions = tuple(float(part) for part in parts)
             if any(fraction <= 0 for fraction in fractions) or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
                 raise ValueError("the shares do not sum to 1")
-            return Split("random" if kind == "random" else "time", fractions=fractions, seed=seed)
+            names: dict[str, Literal["random", "users", "time"]] = {"random": "random", "users": "users"}
+            return Split(names.get(kind, "time"), fractions=fractions, seed=seed)
     except ValueError as error:
         raise DataError(f"--split {text}: {error}", _HINT) from error
     raise DataError(f"--split {text}: there is no such split", _HINT)

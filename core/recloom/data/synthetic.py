@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from recloom.data.clickblocks import ClickBlocks
 from recloom.data.clickworld import ClickWorldConfig
 from recloom.data.module import BlockDataModule
 from recloom.data.plan import RankSplit
+from recloom.data.world import WorldBlocks
 from recloom.errors import RecloomError, unknown
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
 
@@ -107,9 +105,9 @@ class SyntheticClicks(BlockDataModule):
         """The FeatureSchema as a dict of primitives."""
         return self._schema.to_dict()
 
-    def source(self, split: str, shuffle: bool = False) -> ClickBlocks:
+    def source(self, split: str, shuffle: bool = False) -> WorldBlocks:
         """Return the blocks of `split` ("train", "val" or "test")."""
-        return ClickBlocks(self.config, split, shuffle)
+        return WorldBlocks(self.config, split, shuffle)
 
     def oracle(self, split: str = "val") -> dict[str, float]:
         """Return the "ne", "auc" and "logloss" of the true probabilities on the rows of `split`: the best possible.
@@ -117,11 +115,7 @@ class SyntheticClicks(BlockDataModule):
         NE is the mean cross-entropy of the labels over the entropy of their mean, in double precision.
         """
         if split not in self._oracle:
-            source = self.source(split)
-            blocks = [source.load(0, index) for index in range(len(source.block_rows(0)))]
-            labels = np.concatenate([block.labels.numpy() for block in blocks]).astype(np.float64)
-            chances = np.concatenate([block.extras["probability"].numpy() for block in blocks]).astype(np.float64)
-            self._oracle[split] = _measure(labels, chances)
+            self._oracle[split] = self.source(split).oracle()
         return self._oracle[split]
 
     def _check(self) -> None:
@@ -142,16 +136,3 @@ class SyntheticClicks(BlockDataModule):
         for name, wrong in faults.items():
             if wrong:
                 raise RecloomError(f"SyntheticClicks: {name} is out of its range", "See `recloom fit --help`.")
-
-
-def _measure(labels: np.ndarray, chances: np.ndarray) -> dict[str, float]:
-    """Return NE, AUC and log loss of predicted `chances`."""
-    logloss = float(-np.mean(labels * np.log(chances) + (1 - labels) * np.log1p(-chances)))
-    mean = labels.mean()
-    entropy = -(mean * np.log(mean) + (1 - mean) * np.log1p(-mean))
-    # AUC from ranks (Mann-Whitney); ties of float32 probabilities share their mean rank
-    _, place, counts = np.unique(chances, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    clicks = labels.sum()
-    auc = (ranks[labels == 1].sum() - clicks * (clicks + 1) / 2) / (clicks * (len(labels) - clicks))
-    return {"ne": logloss / float(entropy), "auc": float(auc), "logloss": logloss}

@@ -21,9 +21,10 @@ def check_plugin(name: str, options: Options | None = None) -> None:
 
     It is discovered; registering imports no torch; hooks exist; every registered path loads, or its extra is not
     installed; classes have the right base, no `**kwargs`, and documented parameters (they are `--help`);
-    interactions give outputs as wide as they say, and gradients; embeddings meet their contract (shared tables, bags,
-    one-hot, single rows, ids outside a table); models train a few steps on tiny data, with one-hot categories and
-    with bags, and their checkpoint is read with weights_only; models that need no more than `forward` export.
+    interactions give outputs as wide as they say, and gradients; so do sequence encoders, which mind their mask and
+    export; embeddings meet their contract (shared tables, bags, one-hot, single rows, ids outside a table); models
+    train a few steps on tiny data, with one-hot categories, with bags and with histories, and their checkpoint is
+    read with weights_only; models that need no more than `forward` export.
 
     Args:
         name: The entry point's name.

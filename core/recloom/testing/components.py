@@ -72,7 +72,7 @@ def interaction_problems(kind: Callable[..., Interaction], options: dict[str, An
 
 
 def sequence_encoder_problems(kind: Callable[..., SequenceEncoder], options: dict[str, Any]) -> Iterator[str]:
-    """Check width, gradients and masks, for histories of 0 to 6 steps of width 8."""
+    """Check width, gradients, masks and export, for histories of 0 to 6 steps of width 8."""
     encoder = kind(8, 6, **options)
     mask = torch.arange(6) >= 6 - torch.tensor([6, 0, 1, 3, 6])[:, None]
     gaps = torch.arange(6, 0, -1) * 3600.0 * mask
@@ -84,7 +84,7 @@ def sequence_encoder_problems(kind: Callable[..., SequenceEncoder], options: dic
         return
     if not bool(torch.isfinite(out).all()):
         yield "the output is not finite (one of the histories is empty)"
-    (out * torch.randn_like(out)).sum().backward()
+    (out * torch.randn_like(out)).sum().backward(retain_graph=True)  # auxiliary losses share parts of the graph
     assert steps.grad is not None
     if not bool((steps.grad.abs().sum(-1) > 0)[mask].all()):
         yield "some of the steps get no gradient"
@@ -108,6 +108,12 @@ def sequence_encoder_problems(kind: Callable[..., SequenceEncoder], options: dic
         short = encoder(steps[1:4, 3:], query[1:4], mask[1:4, 3:], gaps[1:4, 3:])
         if not torch.allclose(short, expected[1:4], atol=TOLERANCE):
             yield "more padding in front of a history changes the output"
+        rows = {0: torch.export.Dim("rows")}
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                torch.export.export(encoder, (steps.detach(), query.detach(), mask, gaps), dynamic_shapes=(rows,) * 4)
+        except Exception as error:  # of many kinds, see recloom.export
+            yield f"it cannot be exported: {str(error).strip().splitlines()[0]}"
 
 
 def embedding_problems(kind: Callable[..., EmbeddingBagCollection], options: dict[str, Any]) -> Iterator[str]:

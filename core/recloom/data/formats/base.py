@@ -35,12 +35,14 @@ class Column:
         kind: How to read it: "string"; "hex" (8 hexadecimal digits, kept as 32 bits); "int"; "float"; "time" (unix
             seconds, or ISO 8601). Dense features, labels and weights are "int" or "float".
         separator: Between the categories of a bag.
+        unit: Of "time" given as numbers: so many a second.
     """
 
     name: str
     role: Role = "ignore"
     kind: Kind = "string"
     separator: str = ""
+    unit: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class RawBlock:
         columns: The values; missing ones are null.
         bad: The first few rows that were found bad.
         bad_rows: Number of all of them.
+        left_out: Good rows that the options leave out, by reason.
     """
 
     file: Path
@@ -108,6 +111,7 @@ class RawBlock:
     columns: dict[str, pa.Array]
     bad: list[BadRow] = field(default_factory=list)
     bad_rows: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rejected = np.zeros(len(self.lines), bool)

@@ -9,6 +9,7 @@ from recloom.data.formats.base import Column, RawBlock
 from recloom.data.hashing import hex_keys
 
 _INT = r"^-?[0-9]{1,18}$"
+_SECONDS = r"^-?[0-9]{1,18}(\.[0-9]*)?$"
 _FLOAT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2})?(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
 
@@ -24,7 +25,7 @@ def convert(block: RawBlock, column: Column) -> None:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if column.kind == "time":
-        array = _times(block, column.name, array)
+        array = _times(block, column, array)
     elif column.kind == "int":
         array = _numbers(block, column.name, array, pa.int64(), _INT, "is not an integer")
     elif column.kind == "float":
@@ -58,7 +59,7 @@ def _numbers(block: RawBlock, name: str, array: pa.Array, kind: pa.DataType, pat
     return pc.if_else(good, trimmed, None).cast(kind)
 
 
-def _times(block: RawBlock, name: str, array: pa.Array) -> pa.Array:
+def _times(block: RawBlock, column: Column, array: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         return (
             array.cast(pa.timestamp("ns" if array.type == pa.timestamp("ns") else "us"))
@@ -66,9 +67,11 @@ def _times(block: RawBlock, name: str, array: pa.Array) -> pa.Array:
             .cast(pa.int64())
         )
     if not _is_text(array):
-        return array.cast(pa.int64(), safe=False)
-    seconds = pc.match_substring_regex(array, _INT)
-    numbers = pc.if_else(seconds, array, None).cast(pa.int64())
+        return _seconds(array.cast(pa.int64(), safe=False), column.unit)
+    name = column.name
+    seconds = pc.match_substring_regex(array, _SECONDS)
+    whole = pc.replace_substring_regex(pc.if_else(seconds, array, None), r"\.[0-9]*$", "")
+    numbers = _seconds(whole.cast(pa.int64()), column.unit)
     if pc.all(seconds).as_py() is not False:
         return numbers
     iso = pc.match_substring_regex(array, _ISO)
@@ -81,6 +84,11 @@ def _times(block: RawBlock, name: str, array: pa.Array) -> pa.Array:
         found = pa.array(values, pa.int64())
         block.reject(pc.and_(text.is_valid(), found.is_null()), name, "is no date", array)
         return pc.coalesce(numbers, found)
+
+
+def _seconds(numbers: pa.Array, unit: int) -> pa.Array:
+    """Return int64 seconds of numbers that count `unit` a second."""
+    return numbers if unit == 1 else pc.divide(numbers, unit)
 
 
 def _iso_seconds(text: pa.Array) -> pa.Array:

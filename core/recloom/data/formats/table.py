@@ -100,7 +100,7 @@ class Table(TextFormat):
             raise DataError(f"{path}: not the same separator as in the files before", "Name it: --separator ,")
         self.separator = separator
         lines = self.first_lines(path)[:2]
-        header = self.split_line(lines[0])
+        header = self.header(self.split_line(lines[0])) or [column.name for column in self.fields]
         self._check(path, header)
         if len(lines) > 1 and len(row := self.split_line(lines[1])) != len(header):
             raise DataError(

@@ -1,0 +1,1 @@
+"""Evaluators: from scratch, by a supernet, by zero-cost proxies."""

@@ -1,0 +1,1 @@
+"""Search methods that work on any space, under any objective."""

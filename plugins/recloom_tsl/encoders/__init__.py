@@ -1,0 +1,1 @@
+"""Encoders of behaviour histories that people compare with, one paper a file."""
