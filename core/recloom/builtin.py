@@ -19,6 +19,7 @@ def register(catalog: Catalog) -> None:
         ("test", "trainer:test", "evaluate a checkpoint on the test rows"),
         ("predict", "trainer:predict", "write a checkpoint's predictions to Parquet"),
         ("search", "search:main", "search a space of models for the best ones"),
+        ("cost", "cost:main", "what a model does for a sample: MACs, parameters"),
         ("export", "export:main", "write a checkpoint as torch.export or ONNX, checked against eager"),
         ("bench", "commands:bench", "run a plugin's speed measurements"),
         ("reproduce", "commands:reproduce", "run a paper's experiment and judge its claims"),

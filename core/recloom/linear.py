@@ -24,17 +24,23 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ... x in_features to ... x out_features."""
-        if (
-            torch.is_grad_enabled()
-            and input.ndim == 2
-            and input.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
-            and input.shape[0] >= SMALLEST_BATCH
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        ):
-            return _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return F.linear(input, self.weight, self.bias)
+        return (linear if torch.is_grad_enabled() else F.linear)(input, self.weight, self.bias)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return input weight^T + bias as F.linear does; by other matrix products for large fp32 batches on CPU."""
+    if (
+        not torch.compiler.is_compiling()  # first: what follows would fix the batch size of an exported model
+        and input.ndim == 2
+        and input.device.type == "cpu"
+        and input.dtype == weight.dtype == torch.float32
+        and input.shape[0] >= SMALLEST_BATCH
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        if torch.is_grad_enabled():
+            return _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+        return _product(input, weight, bias)
+    return F.linear(input, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

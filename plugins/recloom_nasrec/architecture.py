@@ -145,7 +145,6 @@ def to_document(architecture: Architecture) -> dict[str, dict[str, Any]]:
 
 
 _DEFAULTS = {"left": 0, "right": 0, "interact": False, "fm": False}
-_KEYS = {"dense_op": "dense_ops", "sparse_op": "sparse_ops"}
 
 
 def from_document(document: Any, where: str = "architecture") -> Architecture:
@@ -203,12 +202,18 @@ def _block(document: Any, place: int, where: str) -> Block:
         if key not in values:
             raise DataError(f"{where} has no {key!r}", f"The choices of a block: {', '.join(keys)}.")
         _check(key, values[key], place, where)
-    many = {"dense_op", "sparse_op", "left", "right"}
-    made = {
-        _KEYS.get(key, key): (value,) if key in many else tuple(sorted(value)) if key.endswith("_from") else value
-        for key, value in values.items()
-    }
-    return Block(**made)
+    return Block(
+        dense_ops=(values["dense_op"],),
+        sparse_ops=(values["sparse_op"],),
+        dense_dim=values["dense_dim"],
+        sparse_dim=values["sparse_dim"],
+        dense_from=tuple(sorted(values["dense_from"])),
+        sparse_from=tuple(sorted(values["sparse_from"])),
+        left=(values["left"],),
+        right=(values["right"],),
+        interact=values["interact"],
+        fm=values["fm"],
+    )
 
 
 def _check(key: str, value: Any, place: int, where: str) -> None:
@@ -220,9 +225,10 @@ def _check(key: str, value: Any, place: int, where: str) -> None:
     elif key in ("interact", "fm"):
         good, expected = isinstance(value, bool), "true or false"
     else:
-        sources = value if key.endswith("_from") and isinstance(value, list | tuple) else [value]
+        several = key.endswith("_from")
+        sources = value if several and isinstance(value, list | tuple) else [None if several else value]
         good = all(type(source) is int and 0 <= source < place for source in sources)
         good = good and 1 <= len(set(sources)) == len(sources)
-        expected = f"sources from 0 (the stem) to {place - 1}" if key.endswith("_from") else f"0 to {place - 1}"
+        expected = f"{'a list of different sources, ' if several else ''}0 (the stem) to {place - 1}"
     if not good:
         raise DataError(f"{where}: {key} is {value!r}", f"It must be {expected}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,8 +78,8 @@ class DotProduct(Operator):
         self.project_norm = SlicedNorm(tokens) if norm and not skip[1] else None
         self.linear = None if skip[2] else SlicedLinear(pairs, width, bias=not norm)
         self.norm = SlicedNorm(width) if norm else None
-        rows, columns_ = torch.tril_indices(tokens + 1, tokens + 1, offset=-1)
-        self.register_buffer("pairs", rows * (tokens + 1) + columns_, persistent=False)
+        lower, upper = np.tril_indices(tokens + 1, -1)
+        self.register_buffer("pairs", torch.from_numpy(lower * (tokens + 1) + upper), persistent=False)
 
     def forward(self, *inputs: Pieces, width: int) -> Tensor:
         """Return B x width of features B x columns and tokens B x D x N."""

@@ -9,10 +9,10 @@ import torch
 from recloom.search.operators import Operator, Piece
 from recloom_nasrec.architecture import Architecture, to_document
 from recloom_nasrec.blocks import ChoiceBlock
+from recloom_nasrec.mergers import SPLITS
 from recloom_nasrec.model import NASRecNet
 from recloom_nasrec.network import NASRecNetwork
 from recloom_nasrec.supernet import NASRecSupernet, Path
-from recloom_nasrec.token_operators import SPLITS
 
 
 def materialise(supernet: NASRecSupernet, path: Path) -> NASRecNet:

@@ -11,8 +11,9 @@ from recloom.errors import RecloomError
 from recloom.features import FeatureSchema
 from recloom.search.operators import whole
 from recloom_nasrec.architecture import Architecture, Live, liveness
-from recloom_nasrec.blocks import ChoiceBlock, Form, Walk, paired_tokens
-from recloom_nasrec.token_operators import SPLITS, Head
+from recloom_nasrec.blocks import ChoiceBlock, Form, paired_tokens
+from recloom_nasrec.mergers import SPLITS, Head
+from recloom_nasrec.walk import Walk
 
 
 class Stem(NamedTuple):

@@ -17,7 +17,7 @@ from recloom.search.program import Program
 from recloom.search.space import Choice, Genotype, SearchSpace
 from recloom.search.supernet import Supernet
 from recloom_nasrec.architecture import MAX_CONNECTIONS, Architecture, Block, pruned, to_document
-from recloom_nasrec.token_operators import SPLITS
+from recloom_nasrec.mergers import SPLITS
 
 OPERATORS = {"small": (("fc", "dot"), ("efc",)), "full": (("fc", "dot", "gating", "sum"), ("efc", "transformer"))}
 DENSE_DIMS = (16, 32, 64, 128, 256, 512, 768, 1024)

@@ -17,12 +17,13 @@ from recloom.search.operators import Piece, Pieces
 from recloom.search.space import Genotype, SearchSpace
 from recloom.search.supernet import Supernet
 from recloom_nasrec.architecture import Architecture, Block, Live
-from recloom_nasrec.blocks import Keys, Walk, paired_tokens
+from recloom_nasrec.blocks import paired_tokens
+from recloom_nasrec.mergers import SPLITS
 from recloom_nasrec.model import published_optimizer
 from recloom_nasrec.network import NASRecNetwork, sizes_of, stem_features
 from recloom_nasrec.sampling import Coin, PathSampler, Strategy, full_path
 from recloom_nasrec.space import NASRecSpace
-from recloom_nasrec.token_operators import SPLITS
+from recloom_nasrec.walk import Keys, Walk
 
 Path = Genotype | Architecture
 

@@ -39,7 +39,8 @@ class TSL(SequenceEncoder):
         seq: Head j of 0 .. K-1 sees the last round(T (K - j) / K) steps only.
         normalize: Bring steps and candidate to length 1 first.
         attention_arch: Hidden widths of the MLP from T scores to T weights.
-        time: "none", or "gap": each score is multiplied by a gate, a function of the real time since the step.
+        time: "none", or "gap": each score, and each weight of "mlp", is multiplied by a gate, a learned function of
+            the real time since the step, 1 at first.
     """
 
     def __init__(
@@ -74,17 +75,18 @@ class TSL(SequenceEncoder):
     def contexts(self, steps: Tensor, query: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         """Return B x K x W, a context a head; arguments as in `forward`."""
         steps, query = self._projected(steps, query)
-        sees = self._sees(mask)
-        weights = self._scores(steps, query, sees, gaps)  # B x K x L
+        sees, gate = self._sees(mask), self._gate(gaps)
+        weights = self._scores(steps, query, sees, gate)  # B x K x L
         if self.attention is not None:
             missing = self.max_length - weights.shape[2]
             weights = self.attention(F.pad(weights, (missing, 0)))[..., missing:].sigmoid() * sees
+            weights = weights if gate is None else weights * gate
         return _combined(weights, steps)
 
     def scores(self, steps: Tensor, query: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         """Return B x K x L, the similarities a_t, 0 where a head sees no step; arguments as in `forward`."""
         steps, query = self._projected(steps, query)
-        return self._scores(steps, query, self._sees(mask), gaps)
+        return self._scores(steps, query, self._sees(mask), self._gate(gaps))
 
     def _projected(self, steps: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_exporting() and steps.shape[1] > self.max_length:
@@ -94,19 +96,22 @@ class TSL(SequenceEncoder):
             )
         return (unit(steps), unit(query)) if self.normalize else (steps, query)
 
+    def _gate(self, gaps: Tensor | None) -> Tensor | None:
+        return None if self.gate is None else self.gate(gaps)
+
     def _sees(self, mask: Tensor) -> Tensor:
         """Return B x 1 x L, or B x K x L if heads see different steps: True where a head sees a step."""
         mask = mask.unsqueeze(1)
         return mask if self.seen is None else mask & self.seen[:, self.max_length - mask.shape[2] :]
 
-    def _scores(self, steps: Tensor, query: Tensor, sees: Tensor, gaps: Tensor | None) -> Tensor:
+    def _scores(self, steps: Tensor, query: Tensor, sees: Tensor, gate: Tensor | None) -> Tensor:
         queries = query.unsqueeze(1)  # B x 1 x W
         if self.a is not None:
             queries = _mapped(queries, self.a)  # A w
         if self.a is not None and self.kind == "def":
             queries = _mapped(queries, self.a.transpose(1, 2))  # A^T A w
         scores = _products(queries, steps) * sees
-        return scores if self.gate is None else scores * self.gate(gaps)
+        return scores if gate is None else scores * gate
 
 
 class GapGate(nn.Module):

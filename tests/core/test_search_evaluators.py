@@ -9,20 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from toy_search import DIM, ToySpace, ToySupernet
 
 from recloom.data.synthetic import SyntheticClicks
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema
+from recloom.model import RankingModule
+from recloom.search import graph
 from recloom.search.costs import AnalyticCost, LatencyCost
 from recloom.search.evaluator import SearchContext
 from recloom.search.evaluators.heads import Heads
 from recloom.search.evaluators.scratch import FromScratch
 from recloom.search.evaluators.supernet import SupernetEvaluator
 from recloom.search.evaluators.zerocost import ZeroCost, synflow
+from recloom.search.lowering import lower
 from recloom.search.objective import Objective
+from recloom.search.program import Program
 from recloom.search.rows import MemoryLoader, read_batches
 from recloom.search.training import measure
+from recloom.testing import run_cli, tiny_schema
 
 LINEAR, WIDE, DOT = (0, 0, 0, 0, 0), (0, 2, 0, 2, 0), (1, 2, 0, 0, 0)
 
@@ -222,3 +228,56 @@ def test_costs(tmp_path: Path) -> None:
     assert len(list((tmp_path / "latency").iterdir())) == 1
     assert torch.get_num_threads() == threads
     assert np.isfinite(first["latency_us"])
+
+
+def test_the_program_of_a_model_that_no_space_made(tmp_path: Path) -> None:
+    found = context(tmp_path)
+    for genotype in (WIDE, DOT, LINEAR):
+        said, read = found.space.program(genotype, found.schema), lower(found.space.build(genotype, found.schema))
+        assert (read.macs, read.parameters, read.table_bytes) == (said.macs, said.parameters, said.table_bytes)
+    dynamic = [work for work in lower(found.space.build(DOT, found.schema)).works if work.kind == "dynamic"]
+    assert [(work.rows, work.columns, work.vectors) for work in dynamic] == [(DIM, 3, 3)]
+
+
+class Twice(nn.Module):
+    """A layer that is used two times, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.relu(self.layer(x)))
+
+
+class TwiceModel(RankingModule):
+    def __init__(self, schema: dict[str, Any]) -> None:
+        super().__init__(schema)
+        self.twice = Twice()
+
+    def forward(self, dense: Any, values: Any, offsets: Any = None, weights: Any = None) -> torch.Tensor:
+        return self.twice(dense).sum(1)
+
+
+def test_weights_used_twice_count_once_and_a_rule_replaces_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TwiceModel(tiny_schema().to_dict())
+    program = lower(model)
+    products = [(place, work) for place, work in enumerate(program.works) if work.kind == "matmul"]
+    assert program.macs == 2 * 9
+    assert program.parameters == 12
+    assert [work.weights_of for _, work in products] == [-1, products[0][0]]
+
+    def rule(module: Any, program: Program, inputs: Any, name: str, group: str) -> int:
+        return program.add(name, "matmul", 3, 3, 5, inputs, group)
+
+    monkeypatch.setitem(graph._MODULES, Twice, rule)
+    replaced = lower(TwiceModel(tiny_schema().to_dict()))
+    assert [work.kind for work in replaced.works] == ["matmul", "elementwise"]
+    assert replaced.macs == 45
+
+
+def test_the_command_prints_the_cost_of_a_config(root: Path) -> None:
+    done = run_cli(["cost", "--config", str(root / "configs/dlrm/synthetic.yaml"), "--model.interaction", "CrossNet"])
+    assert done.code == 0, done.err
+    assert "109,344" in done.out  # 8-64-32-16, three cross layers of 176, 176-64-32-1
+    assert "Did you mean 'DLRM'" in run_cli(["cost", "--model", "DLMR", "--data", "SyntheticClicks"]).err

@@ -124,6 +124,8 @@ def test_a_killed_or_interrupted_search_goes_on_to_the_same_end(
         stopped = run_cli(["search", "--config", config, f"--run_dir={tmp_path / 'stopped'}"])
     assert stopped.code == 130
     assert "--resume" in stopped.err
+    changed = run_cli(["search", "--resume", f"--run_dir={tmp_path / 'killed'}", "--evaluator.rows=3000"])
+    assert (changed.code, "evaluator is not what it was" in changed.err) == (2, True)
     for name in ("killed", "stopped"):
         assert not (tmp_path / name / "search.json").exists()
         resumed = run_cli(["search", "--resume", f"--run_dir={tmp_path / name}"])  # with its own config
@@ -162,6 +164,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         assert expected in done.err, (arguments, done.err)
         assert done.err.count("\n") <= 3, done.err
     assert "required: space, data" in run_cli(["search"]).err
+    unnamed = run_cli(["search", "--space=toy_search.ToySpace", "--data=SyntheticClicks", "--evaluator.rows=10"])
+    assert "--evaluator NAME" in unnamed.err
     shown = run_cli(["search", "--config", config, "--print_config"])
     assert yaml.safe_load(shown.out)["trials"] == 2
     assert "SupernetEvaluator" in run_cli(["search", "--help"]).out
@@ -215,6 +219,15 @@ def test_a_candidate_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.
     run = search(tmp_path, False)
     assert len(run.study.failures()) + len(run.study.observations()) == 6
     assert set(run.study.failures().values()) == {"out of memory"}
+
+
+def test_what_was_trained_with_other_options_is_trained_anew(tmp_path: Path) -> None:
+    first = search(tmp_path, trials=2, retrain=1)
+    same = search(tmp_path, trials=2, retrain=1)
+    longer = search(tmp_path, trials=2, retrain=1, scratch=FromScratch(rows=4000))
+    scores = [run.finished.retrained[0].runs[0]["ne"] for run in (first, same, longer)]
+    assert scores[0] == scores[1] != scores[2]
+    assert json.loads((tmp_path / "search.json").read_text())["times"]["retraining"]["samples"] == 1792 + 3840
 
 
 def test_the_same_seed_repeats_a_search_and_another_does_not(tmp_path: Path) -> None:

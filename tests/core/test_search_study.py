@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,11 @@ def test_a_worker_that_is_killed_again_and_again_does_what_one_does_that_is_not(
             assert ["begin", number] not in [line[:2] for line in lines[place + 1 :]]
 
 
-def test_workers_share_a_study_and_finish_what_a_dead_one_left(tmp_path):
+@pytest.mark.parametrize("lock", ["of a file", "none, as on a database server"])
+def test_workers_share_a_study_and_finish_what_a_dead_one_left(tmp_path, monkeypatch, lock):
+    open_study(tmp_path).close()
+    if lock.startswith("none"):
+        monkeypatch.setattr("recloom.search.storage.filelock.FileLock", lambda path: nullcontext())
     workers = [start(tmp_path, RegularizedEvolution(8, 4, 4), 2, 24, die_at) for die_at in (None, None, 40)]
     for worker in workers:
         worker.join()

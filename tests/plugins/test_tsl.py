@@ -199,6 +199,7 @@ def test_gates_start_at_one_and_real_time_then_matters():
     mask, gaps = torch.ones(3, 6, dtype=torch.bool), torch.rand(3, 6) * 1e6
     plain, gated = TSL(8, 6, heads=2), TSL(8, 6, heads=2, time="gap")
     gated.load_state_dict({**gated.state_dict(), **plain.state_dict()})
+    torch.testing.assert_close(gated(steps, query, mask, gaps), plain(steps, query, mask))
     torch.testing.assert_close(gated.scores(steps, query, mask, gaps), plain.scores(steps, query, mask))
     torch.nn.init.normal_(gated.gate.output.weight)
     assert not torch.allclose(gated(steps, query, mask, gaps), gated(steps, query, mask, gaps / 2), atol=1e-3)

@@ -45,7 +45,7 @@ def load_mentioned(argv: list[str]) -> None:
         words.update(re.split(r"[=\s]", argument))
     for path in config_files(argv):
         document = read_yaml(path)
-        words.update(_strings(document))
+        words.update(strings(document))
         _check_class_paths(document, path)
     by_name: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -82,16 +82,17 @@ def read_yaml(path: Path) -> Any:
         raise RecloomError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
+    """Yield every string, and every key, in a parsed document."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
+            yield from strings(key)
+            yield from strings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from strings(item)
 
 
 def _check_class_paths(value: Any, path: Path, where: str = "") -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -35,6 +37,9 @@ class SearchParser(ArgumentParser):
         """Raise a RecloomError about `message`; a nested parser's message reaches the outermost one."""
         if not self.exit_on_error:
             return super().error(message, ex)
+        if unnamed := re.search(r'"(\w+)":.*is abstract.*NestedArg\(key=\'(\w+)\'', message, re.DOTALL):
+            part, option = unnamed.groups()
+            raise RecloomError(f"--{part}.{option} is given, but no {part}", f"Name it before: --{part} NAME")
         raise problems.explain(message, _top_level())
 
 
@@ -92,6 +97,8 @@ def main(argv: list[str]) -> int:
         raise
     finally:
         for helper in helpers:
+            if sys.exc_info()[0] is not None:
+                helper.send_signal(signal.SIGINT)
             helper.wait()
     if run.report is not None:
         print(f"found: {folder / 'found.yaml'}\nreport: {run.report}")
@@ -111,8 +118,21 @@ def _build(parser: ArgumentParser, config: Namespace, folder: Path) -> tuple[Sea
 
     options = {name: value for name, value in built.as_dict().items() if name not in _OWN}
     search = Search(**options)
+    _check_same(folder, text)
     rundir.save_config(folder, text)
     return search, text
+
+
+def _check_same(folder: Path, text: str) -> None:
+    """Refuse to go on with a search under options that its finished trials do not share."""
+    path = folder / "config.yaml"
+    before, now = (yaml.safe_load(path.read_text()) if path.exists() else {}), yaml.safe_load(text)
+    for part in ("space", "data", "evaluator", "objective", "costs", "seed") if before else ():
+        if before.get(part) != now.get(part):
+            raise RecloomError(
+                f"{part} is not what it was in {path}",
+                "Go on with its own config (no --config), or start another search.",
+            )
 
 
 def _with_own_config(argv: list[str]) -> list[str]:

@@ -32,8 +32,8 @@ class Difference:
 
 
 def log_losses(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """Return each row's cross-entropy: softplus(z) - y z, of N logits and N labels."""
-    z, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    """Return each row's cross-entropy: softplus(z) - y z, of N logits and N labels (N x T count as N T rows)."""
+    z, y = np.ravel(np.asarray(logits, np.float64)), np.ravel(np.asarray(labels, np.float64))
     return np.logaddexp(0.0, z) - y * z
 
 
@@ -49,7 +49,7 @@ def ne_difference(
         seed: Seed of the bootstrap.
         draws: Resamples. Rows are drawn in 2,000 random groups, which gives the same interval in less time.
     """
-    y = np.asarray(labels, np.float64)
+    y = np.ravel(np.asarray(labels, np.float64))
     losses = [np.mean([log_losses(run, y) for run in runs], axis=0) for runs in (first, second)]
     gaps = losses[0] - losses[1]
     mean = y.mean()

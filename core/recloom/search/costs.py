@@ -46,6 +46,8 @@ class LatencyCost(CostModel):
         threads: Threads of the operations.
     """
 
+    by_program = False
+
     def __init__(self, batch_size: int = 256, repeats: int = 20, warmup: int = 3, threads: int = 1) -> None:
         for name, value in (("batch_size", batch_size), ("repeats", repeats), ("threads", threads)):
             if value < 1:

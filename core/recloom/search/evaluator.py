@@ -50,6 +50,9 @@ class SearchContext:
 class CostModel(ABC):
     """Prices a candidate without training it: an entry of the slot `costs` of a search."""
 
+    by_program: bool = True
+    """Whether the program alone decides: then models that are no candidates (baselines) are priced too."""
+
     @abstractmethod
     def __call__(self, program: Program, genotype: Genotype, context: SearchContext) -> Mapping[str, float]:
         """Return costs by name, each for one sample."""
@@ -77,3 +80,6 @@ class Evaluator(ABC):
 
         The result depends on the candidate, the data and the search's seed, not on what it is evaluated with.
         """
+
+    def release(self) -> None:  # noqa: B027
+        """Give back memory and processes: the search needs no more evaluations. By default there is nothing to do."""

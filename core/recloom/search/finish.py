@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recloom.cli import mention
 from recloom.errors import DataError, RecloomError
 from recloom.loading import instantiate_model
 from recloom.model import RankingModule
 from recloom.search.evaluator import Evaluator, SearchContext
 from recloom.search.evaluators.scratch import FromScratch
-from recloom.search.journal import Facts, Journal
+from recloom.search.journal import Facts, Journal, fingerprint
 from recloom.search.space import Genotype
 from recloom.search.training import candidate_seed
 
@@ -35,6 +36,7 @@ class Trained:
         genotype: The candidate; empty for a baseline.
         costs: Its costs; empty for a baseline whose work is not known.
         runs: Validation metrics of each seed; NaN for one that diverged.
+        reasons: Why seeds diverged.
         logits: Validation logits of each seed.
         test: Test metrics of each seed; empty if it was not tested.
         test_logits: Test logits of each seed.
@@ -46,6 +48,7 @@ class Trained:
     genotype: Genotype = ()
     costs: dict[str, float] = field(default_factory=dict)
     runs: list[dict[str, float]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     test: list[dict[str, float]] = field(default_factory=list)
     test_logits: list[NDArray[np.float32]] = field(default_factory=list)
@@ -82,6 +85,7 @@ class Finish:
 
     def __init__(self, context: SearchContext, journal: Journal, scratch: FromScratch) -> None:
         self.context, self.journal, self.scratch = context, journal, scratch
+        self._how = f"{context.seed}-{fingerprint(scratch)}"
 
     def retrain(self, genotypes: Sequence[Genotype], seeds: int) -> list[Trained]:
         """Train candidates from scratch; return them best first by the mean validation NE."""
@@ -100,11 +104,25 @@ class Finish:
         found = []
         with self.journal.phase("baselines", lambda: self.scratch.samples_trained):
             for name, section in sections.items():
+                mention.load_mentioned(list(mention.strings(section)))
                 digest = hashlib.sha256(repr(sorted(section.items(), key=str)).encode()).hexdigest()[:8]
-                key = "baseline-" + re.sub(r"\W+", "-", name) + "-" + digest
+                key = f"baseline-{re.sub(r'[^0-9A-Za-z]+', '-', name)}-{digest}-{self._how}"
                 found.append(Trained(name, key, lambda s=section: instantiate_model(s, self.context.schema)))  # type: ignore[misc]
+                found[-1].costs = self._price(found[-1])
                 self._train(found[-1], seeds)
         return found
+
+    def _price(self, baseline: Trained) -> dict[str, float]:
+        """Return the costs of a baseline; none if its work cannot be read off its graph."""
+        from recloom.search.lowering import lower
+
+        try:
+            program = lower(baseline.build())
+        except RecloomError as error:
+            self.context.say(f"{baseline.name} has no costs: {error.message}")
+            return {}
+        costs = [cost(program, (), self.context) for cost in self.context.costs if cost.by_program]
+        return {name: value for found in costs for name, value in found.items()}
 
     def correlate(self, evaluator: Evaluator, count: int) -> dict[str, dict[str, list[float]]]:
         """Evaluate `count` random candidates by `evaluator` and from scratch; return the metrics of both."""
@@ -115,7 +133,9 @@ class Finish:
             return {"values": values}, np.empty(0, np.float32)
 
         with self.journal.phase("correlation", lambda: evaluator.samples_trained + self.scratch.samples_trained):
-            quickly = self.journal.once(f"evaluator-{count}", quick)[0]["values"]
+            quickly = self.journal.once(f"evaluator-{count}-{self.context.seed}-{fingerprint(evaluator)}", quick)[0][
+                "values"
+            ]
             for candidate in candidates:
                 self._train(candidate, 1, keep=False)
         return {"evaluator": _columns(quickly), "scratch": _columns([c.runs[0] for c in candidates])}
@@ -140,7 +160,7 @@ class Finish:
         digest = hashlib.sha256(repr(tuple(map(int, canonical))).encode()).hexdigest()[:12]
         return Trained(
             name,
-            f"candidate-{digest}",
+            f"candidate-{digest}-{self._how}",
             lambda: self.context.space.build(canonical, self.context.schema),
             canonical,
             self.context.price(canonical),
@@ -165,11 +185,13 @@ class Finish:
             facts, logits = self.journal.once(f"{trained.key}-{repeat}", lambda r=repeat: self._run(trained, r, keep))  # type: ignore[misc]
             trained.runs.append(facts["metrics"])
             trained.logits.append(logits)
+            trained.reasons += [facts["reason"]] if facts["reason"] else []
         if trained.name:
-            self.context.say(f"{trained.name}, from scratch: validation NE {trained.mean('ne'):.5f}")
+            told = f"diverged: {trained.reasons[0]}" if trained.reasons else f"validation NE {trained.mean('ne'):.5f}"
+            self.context.say(f"{trained.name}, from scratch: {told}")
 
     def _run(self, trained: Trained, repeat: int, keep: bool) -> tuple[Facts, NDArray[np.float32]]:
-        key = trained.genotype or tuple(trained.key.encode())
+        key = trained.genotype or tuple(trained.name.encode())
         outcome = self.scratch.run(trained.build, candidate_seed(self.context.seed, key, repeat))
         if keep and not outcome.reason:
             path = self.weights(trained, repeat)

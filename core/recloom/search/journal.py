@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import os
 import time
@@ -13,10 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recloom.checkpoint import to_primitives
 from recloom.document import write_text
 
 Facts = dict[str, Any]
 PHASES = ("setup", "search", "correlation", "retraining", "baselines", "test")
+
+
+def fingerprint(part: Any) -> str:
+    """Return a short text that differs when the options that `part` was made with do."""
+    names = inspect.signature(type(part)).parameters
+    options = {name: to_primitives(getattr(part, name, None)) for name in names}
+    text = json.dumps([type(part).__qualname__, options], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Journal:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recloom.linear import Linear
+from recloom.linear import linear
 from recloom.search.program import Program
 from recloom.search.slices import Index, part
 
@@ -109,7 +109,7 @@ class Operator(nn.Module, ABC):
             mine[name].copy_(torch.cat([theirs[name][index] for index in parts], dim=-1))
 
 
-class SlicedLinear(Linear):
+class SlicedLinear(nn.Linear):
     """A linear layer on any pieces of its input, for any rows of its output.
 
     Args:
@@ -123,6 +123,8 @@ class SlicedLinear(Linear):
 
     def reset_parameters(self) -> None:
         """Draw weights from Glorot's uniform distribution; biases are zero."""
+        if self.weight.is_meta:
+            return
         nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -132,12 +134,13 @@ class SlicedLinear(Linear):
         bias = None if self.bias is None else part(self.bias, rows)
         if total(inputs) == self.in_features and rows == slice(0, self.out_features):
             values = [piece.values for piece in inputs]
-            return super().forward(values[0] if len(values) == 1 else torch.cat(values, dim=-1))
+            x = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
+            return linear(x.reshape(-1, x.shape[-1]), self.weight, bias).view(*x.shape[:-1], -1)
         out: Tensor | None = None
         for piece in inputs:
-            weight = part(self.weight, rows, piece.columns)
+            weight = part(self.weight, rows, piece.columns).contiguous()  # small beside the product
             values_ = piece.values.reshape(-1, piece.width)
-            out = F.linear(values_, weight, bias) if out is None else torch.addmm(out, values_, weight.t())
+            out = linear(values_, weight, bias) if out is None else out + linear(values_, weight)
         assert out is not None
         return out.view(*inputs[0].values.shape[:-1], out.shape[-1])
 
@@ -165,7 +168,8 @@ class SlicedNorm(nn.LayerNorm):
 
     def __init__(self, width: int, scale: float = 1.0) -> None:
         super().__init__(width)
-        nn.init.constant_(self.weight, scale)
+        if scale != 1.0:
+            nn.init.constant_(self.weight, scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ... x d to ... x d, d up to `width`."""

@@ -52,8 +52,11 @@ def _headline(report: Report, run: SearchRun) -> None:
     facts["above a limit by their costs alone"] = sum(not o.evaluated for o in observations)
     facts["diverged"] = sum(o.diverged for o in observations)
     facts["failed"] = len(run.study.failures())
-    if run.finished.retrained:
-        found = run.finished.retrained[0]
+    retrained = run.finished.retrained
+    if retrained and retrained[0].reasons:
+        report.text(f"Every retrained candidate diverged; the first, because {retrained[0].reasons[0]}.")
+    elif retrained:
+        found = retrained[0]
         stage = "test" if found.test else "val"
         text = f"The best candidate, retrained, has {_stage(stage)} NE {found.mean('ne', stage):.5f}"
         best = found.mean("oracle_ne", stage)
@@ -83,6 +86,11 @@ def _models(report: Report, run: SearchRun) -> None:
         row += [_above(model, s) for s in stages] if known else []
         rows.append([*row, *(_cost(model.costs.get(name)) for name in costs)])
     report.table([*header, *costs], rows, "Means over seeds and their standard deviation. Costs are for one sample.")
+    for model in [*finished.retrained, *finished.baselines]:
+        if model.reasons:
+            report.text(
+                f"{model.name} diverged with {len(model.reasons)} of {len(model.runs)} seeds: {model.reasons[0]}."
+            )
     _differences(report, run)
 
 

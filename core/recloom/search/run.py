@@ -212,8 +212,9 @@ class Search:
             run.study.fail(batch[0], str(error))
             return
         for asked, metrics in zip(batch, found, strict=True):
-            run.study.tell(asked, metrics)
-            if reason := self.evaluator.reasons.get(asked.genotype):
+            reason = self.evaluator.reasons.get(asked.genotype, "")
+            run.study.tell(asked, metrics, reason)
+            if reason:
                 run.context.say(f"trial {asked.number} diverged: {reason}")
 
     def _finish(self, run: SearchRun) -> None:
@@ -223,11 +224,13 @@ class Search:
         finish = Finish(run.context, run.journal, self.scratch)
         if self.correlate:
             run.finished.correlation = finish.correlate(self.evaluator, self.correlate)
+        self.evaluator.release()
         best = ranked(run.study)[: self.retrain]
         run.finished.retrained = finish.retrain([o.genotype for o in best], self.retrain_seeds)
         run.finished.baselines = finish.train_baselines(self.baselines, self.retrain_seeds)
         finish.test(run.finished)
         run.report = write_outputs(run, self)
+        self.scratch.release()
 
 
 def wait_for_others() -> None:

@@ -96,6 +96,7 @@ class SlicedOptimizer(CompositeOptimizer):
             if len(used) + (parameter.grad is not None) > 1 and _overlap(parameter, used):
                 whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 for index, leaf in used:
+                    assert leaf.grad is not None
                     whole[index] += leaf.grad
                 parameter.grad = whole
                 taken.clear()

@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
-from recloom.errors import RecloomError
 from recloom.search import trials as records
 from recloom.search.ledger import Ledger, copied
 from recloom.search.method import History, Observation, SearchMethod
 from recloom.search.objective import Objective
 from recloom.search.pareto import non_dominated
+from recloom.search.proposal import propose
 from recloom.search.space import Genotype, SearchSpace
-
-DUPLICATE_TRIES = 50  # of a method's redraws: how many are spent on finding a model that was not tried before
 
 UNKNOWN_EXCESS = 1e9  # of a limit on a metric that is no number
 
@@ -150,8 +148,10 @@ class Study:
                 self._place(number, batch, self._propose(number, batch[0]), found)
         return found
 
-    def tell(self, asked: Asked, metrics: Mapping[str, float]) -> bool:
-        """Store what was measured (costs are added); return False if another worker has taken the candidate over.
+    def tell(self, asked: Asked, metrics: Mapping[str, float], reason: str = "") -> bool:
+        """Store what was measured (costs are added), and why it diverged if it did.
+
+        Returns False if another worker has taken the candidate over.
 
         Raises:
             RecloomError: A metric of the objective is missing.
@@ -162,7 +162,7 @@ class Study:
         new = {name: v for name, v in together.items() if name not in asked.costs or v != asked.costs[name]}
         attributes: dict[str, Any] = records.written(new)
         if not all(map(math.isfinite, values)):
-            attributes[records.DIVERGED] = True
+            attributes[records.DIVERGED] = reason or True
         kept = self._ledger.finish(asked.trial, TrialState.COMPLETE, attributes, values, excess)
         self._ledger.read()
         self._ledger.settle()
@@ -209,27 +209,7 @@ class Study:
             [r.genotype for r in before if not r.final or r.number >= start],
             number,
         )
-        allowed: Genotype | None = None
-        nearest: Mapping[str, float] = {}
-        for attempt in range(1 + self.method.redraws):
-            proposal = self.method.ask(history, np.random.default_rng([self.seed, number, attempt]))
-            genotype = self.space.repair(tuple(int(option) for option in proposal))
-            canonical = self.space.canonical(genotype)
-            costs = {} if canonical in known else self.price(canonical)
-            if self.objective.allows(costs):
-                allowed = genotype
-                if canonical not in known or attempt >= min(DUPLICATE_TRIES, self.method.redraws):
-                    return genotype
-            elif not nearest or self.objective.overshoot(costs) < self.objective.overshoot(nearest):
-                nearest = costs
-        if allowed is None and self.method.redraws:
-            limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.objective.limits.items())
-            closest = ", ".join(f"{name} {value:g}" for name, value in nearest.items() if name in self.objective.limits)
-            raise RecloomError(
-                f"almost nothing of the space keeps the limits ({limits}): none of {attempt + 1} candidates did",
-                f"The nearest had {closest}. Raise the limits, or use a smaller space.",
-            )
-        return allowed or genotype
+        return propose(self.method, history, self.seed, known, self.price)
 
     def _place(self, number: int, batch: tuple[int, int], genotype: Genotype, found: list[Asked]) -> None:
         """Add the trial of a candidate; append it to `found` if it is to be evaluated."""

@@ -1,4 +1,4 @@
-"""The reference implementation (facebookresearch/NasRec), imported from a checkout, on our paths and with our weights."""
+"""The reference implementation (facebookresearch/NasRec) from a checkout, on our paths and with our weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from recloom.errors import RecloomError
 from recloom_nasrec.architecture import Architecture
 from recloom_nasrec.blocks import ChoiceBlock
+from recloom_nasrec.mergers import SPLITS
+from recloom_nasrec.model import NASRecNet
 from recloom_nasrec.supernet import NASRecSupernet
-from recloom_nasrec.token_operators import SPLITS
 
 _CONFIGS = {"small": "autoctr", "full": "xlarge"}
 _NAMES = {
@@ -101,6 +102,22 @@ def copy_weights(mine: NASRecSupernet, theirs: Any) -> None:
             order += [*range(start + SPLITS, start + SPLITS + most), *range(start, start + SPLITS)]
         copy_block(block, theirs._blocks[place - 1], torch.tensor(order))
     copy_head(mine.network.head, theirs._final, SPLITS)
+
+
+@torch.no_grad()
+def copy_model(mine: NASRecNet, theirs: Any) -> None:
+    """Give the reference's model our weights."""
+    for place, table in enumerate(mine.sparse_arch.tables):
+        theirs._embedding[place].weight.copy_(mine.sparse_arch.table_weight(table.name))
+    architecture = mine.network.architecture
+    tokens = [mine.network.stem.tokens, *(block.sparse_dim + SPLITS * block.interact for block in architecture)]
+    for place, block in enumerate(architecture):
+        order: list[int] = []
+        for source in block.sparse_from:
+            start, lead = len(order), SPLITS if source and architecture[source - 1].interact else 0
+            order += [*range(start + lead, start + tokens[source]), *range(start, start + lead)]
+        copy_block(mine.network.blocks[place], theirs._blocks[place], torch.tensor(order))
+    copy_head(mine.network.head, theirs._final, SPLITS * architecture[-1].interact)
 
 
 def copy_block(mine: ChoiceBlock, theirs: Any, order: Tensor | slice = slice(None)) -> None:

@@ -66,16 +66,16 @@ class DIEN(SequenceEncoder, AuxiliaryLoss):
             if self.training and self.auxiliary_weight:
                 loss = next_step_loss(interests, inputs[..., : self.width], places)
                 self.auxiliary_loss = self.auxiliary_weight * loss
-            scores = torch.bmm(interests, self.attention(query)[..., None]).squeeze(-1)  # h_t W e_a (equation 9)
+            scores = torch.bmm(interests, self.attention(query)[..., None]).squeeze(-1)  # h_t W e_a
             shares = scores.masked_fill(~places, torch.finfo(scores.dtype).min).softmax(dim=1) * places
             if isinstance(self.evolution, AttentionalGRU):
                 return self.evolution(interests, shares)
-            states = run_gru(self.evolution, interests * shares[..., None])  # AIGRU (equation 10)
+            states = run_gru(self.evolution, interests * shares[..., None])  # AIGRU
         return last_steps(states, lengths)
 
 
 def next_step_loss(states: Tensor, steps: Tensor, places: Tensor) -> Tensor:
-    """Return the auxiliary loss (equation 6): cross-entropy of sigmoid(h_t . e_{t+1}) against a negative step.
+    """Return the auxiliary loss: cross-entropy of sigmoid(h_t . e_{t+1}) against a negative step.
 
     The negative is drawn evenly from the steps of the batch's other samples, by torch's generator. The mean is over the
     pairs (t, t+1) that exist (the paper: the sum over t; the code: the mean over all places, padded ones too).

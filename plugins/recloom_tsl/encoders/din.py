@@ -1,7 +1,7 @@
 """Deep Interest Network (Zhou et al. 2018, arXiv 1706.06978): a step counts as much as it has to do with the candidate.
 
 A small network, the local activation unit, gives each step a weight from the step and the candidate; the history's
-vector is the weighted sum of its steps (equation 3).
+vector is the weighted sum of its steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DIN(SequenceEncoder):
         width: Width of a step's vector, W.
         max_length: The longest history there can be.
         hidden: Widths of the activation unit's hidden layers.
-        activation: Their activations: dice (section 5.3 of the paper), prelu, sigmoid or relu.
+        activation: Their activations: dice, prelu, sigmoid or relu.
         softmax: Whether weights are a softmax of the scores over sqrt(W) (the code) or the scores (the paper).
         time: "none": order and time do not matter, as in the paper; "gap": gap features into the activation unit.
     """
@@ -101,7 +101,7 @@ class DIN(SequenceEncoder):
 
 
 class Dice(nn.Module):
-    """f(s) = p(s) s + (1 - p(s)) alpha s with p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps)), a channel (equation 9).
+    """f(s) = p(s) s + (1 - p(s)) alpha s with p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps)), a channel.
 
     E and Var are those of the batch's steps while training (places without a step are not among them), and their moving
     averages in evaluation, and for a batch with fewer than two steps. alpha starts at 0, as in the authors' code.

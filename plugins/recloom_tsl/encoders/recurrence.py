@@ -152,8 +152,9 @@ def _plain(projected: Tensor, weight: Tensor, bias: Tensor, shares: Tensor | Non
     for gate, new, share in zip(p_gates, p_new, parts, strict=True):
         gates = torch.sigmoid(torch.addmm(gate, state, gate_weight))
         fresh = torch.tanh(torch.addcmul(new, gates[:, -width:], torch.addmm(bias, state, new_weight)))
-        own = gates[:, :width] if weight.shape[0] == 3 * width else None
-        update = own if share is None else share if own is None else share * own
+        update = gates[:, :width]
+        if share is not None:
+            update = share * update if weight.shape[0] == 3 * width else share
         state = state + update * (fresh - state)
         states.append(state)
     return torch.stack(states)

@@ -75,6 +75,10 @@ class Transformer(SequenceEncoder):
         inputs = extra + width if style == "bst" else extra
         needs_map = self.gap_features is not None or (style == "bst" and self.time == "position")
         self.merge = nn.Linear(inputs, width, bias=False) if needs_map else None
+        if self.merge is not None:  # at the start, steps as they are, and little of the positions: embeddings are small
+            nn.init.normal_(self.merge.weight, std=0.005)
+            if style == "bst":
+                nn.init.eye_(self.merge.weight[:, :width])
         kind = BSTBlock if style == "bst" else SASRecBlock
         count = num_blocks or blocks
         self.blocks = nn.ModuleList([kind(width, self.num_heads, expansion * width, dropout) for _ in range(count)])
@@ -157,7 +161,7 @@ class Attention(nn.Module):
 
 
 class BSTBlock(nn.Module):
-    """Equations 3 to 5 of BST: normalisation after each layer, LeakyReLU.
+    """BST's block: normalisation after each layer, LeakyReLU.
 
     Args:
         width: Width of the items, W.
@@ -181,7 +185,7 @@ class BSTBlock(nn.Module):
 
 
 class SASRecBlock(nn.Module):
-    """x + Dropout(g(LayerNorm(x))) for g attention, then a feed-forward layer (SASRec, section 3.3).
+    """x + Dropout(g(LayerNorm(x))) for g attention, then a feed-forward layer (SASRec).
 
     Args:
         width: Width of the items, W.

@@ -144,11 +144,17 @@ class FromScratch(Evaluator):
             self._eval[split] = read_batches(data, split, data.eval_batch_size, self.eval_rows)
         return self._eval[split]
 
+    def release(self) -> None:
+        """Forget the rows in memory, and stop the processes that read the others."""
+        if self._stream is not None:
+            self._stream.close()
+        self._train, self._stream = [], None
+
     @property
     def samples(self) -> int:
         """Training samples that one candidate sees, unless it diverges."""
         data = self.context.data
-        rows = sum(data.source("train").block_rows(0))
+        rows = int(sum(data.source("train").block_rows(0)))
         rows = rows if self.rows is None else min(rows, self.rows)
         batch = self.batch_size or data.batch_size
         steps = self.epochs * (rows // batch)

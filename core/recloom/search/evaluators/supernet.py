@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -51,6 +51,7 @@ class SupernetEvaluator(Evaluator):
             the features of candidates that are ranked together.
         chunk: Most rows of which features are computed together.
         together: Most candidates that are ranked together.
+        precision: Arithmetic of the features: "bf16" is faster where the processor has it, and rounds them.
         trainer: Further arguments of Lightning's Trainer: accelerator, precision, gradient_clip_val, ...
     """
 
@@ -72,6 +73,7 @@ class SupernetEvaluator(Evaluator):
         memory_mb: int = 1024,
         chunk: int = 4096,
         together: int = 64,
+        precision: Literal["32", "bf16"] = "32",
         trainer: dict[str, Any] | None = None,
     ) -> None:
         self.steps, self.batch_size, self.rows, self.optimizer = steps, batch_size, rows, optimizer
@@ -80,6 +82,7 @@ class SupernetEvaluator(Evaluator):
         self.finetune_lr, self.finetune_eps = finetune_lr, finetune_eps
         self.eval_rows, self.memory_mb, self.together = eval_rows, memory_mb, together
         self.chunk = max(1, chunk // finetune_batch) * finetune_batch
+        self.precision = precision
         self.trainer = dict(trainer or {})
 
     def setup(self, context: SearchContext) -> None:
@@ -114,7 +117,12 @@ class SupernetEvaluator(Evaluator):
         )
         last = folder / "last.ckpt"
         options = {"max_steps": self.steps, "max_epochs": -1, **self.trainer}
-        reason = fit(self.supernet, self._loader(), options, [keeper], str(last) if last.exists() else None)
+        loader = self._loader()
+        try:
+            reason = fit(self.supernet, loader, options, [keeper], str(last) if last.exists() else None)
+        finally:
+            if isinstance(loader, BatchLoader):
+                loader.close()
         if reason:
             raise RecloomError(f"the supernet diverged: {reason}", "Lower its learning rate: --evaluator.optimizer")
         self.samples_trained += self.steps * self._batch_size
@@ -149,6 +157,10 @@ class SupernetEvaluator(Evaluator):
             found.update(zip(part, self._measure(part, size), strict=True))
         return [found[path] for path in canonical]
 
+    def release(self) -> None:
+        """Forget the embedded rows."""
+        self._rows = {}
+
     @torch.no_grad()
     def _fitting(self, paths: list[Genotype]) -> tuple[int, int]:
         """Return how many of the paths to take, and of how many rows, so that their features fit the memory."""
@@ -156,18 +168,22 @@ class SupernetEvaluator(Evaluator):
         budget = self.memory_mb * 2**20
         while True:
             memory: dict[Any, Any] = {}
-            features = self.supernet.features(probe.inputs, paths, memory)
+            features = self._features(probe, paths, memory)
             rows = budget * len(probe) // max(1, tensor_bytes([features, memory]))
             if rows >= self.finetune_batch or len(paths) == 1:
                 return len(paths), min(self.chunk, max(1, rows // self.finetune_batch) * self.finetune_batch)
             paths = paths[: len(paths) // 2]
+
+    def _features(self, rows: EmbeddedRows, paths: list[Genotype], memory: dict[Any, Any]) -> list[Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return [tensor.float() for tensor in self.supernet.features(rows.inputs, paths, memory)]
 
     @torch.no_grad()
     def _measure(self, paths: list[Genotype], size: int) -> list[dict[str, float]]:
         shared = [self.supernet.head(path) for path in paths]
         heads, plain = Heads(shared, self.finetune_lr, self.finetune_eps), Heads(shared, 0.0, 1.0)
         for rows in self._finetuning(size):
-            features = self.supernet.features(rows.inputs, paths, {})
+            features = self._features(rows, paths, {})
             for start in range(0, len(rows), self.finetune_batch):
                 batch = rows.rows(start, min(start + self.finetune_batch, len(rows)))
                 for place, values in enumerate(features):
@@ -175,7 +191,7 @@ class SupernetEvaluator(Evaluator):
         tuned: list[list[Tensor]] = [[] for _ in paths]
         untuned: list[list[Tensor]] = [[] for _ in paths]
         for rows in pieces(self._embedded("val"), size):
-            for place, values in enumerate(self.supernet.features(rows.inputs, paths, {})):
+            for place, values in enumerate(self._features(rows, paths, {})):
                 tuned[place].append(heads.logits(place, values))
                 untuned[place].append(plain.logits(place, values))
         return [self._told(*candidate) for candidate in zip(paths, tuned, untuned, strict=True)]

@@ -1,0 +1,79 @@
+"""`recloom cost`: what a model does for a sample, as a table."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from recloom.cli import mention, problems, quiet
+from recloom.document import show
+from recloom.errors import RecloomError
+
+DESCRIPTION = "Print what a model does for a sample: products, gathers, multiply-accumulates, parameters."
+_OPTIONS = ("config", "model", "data")
+_OF_FIT = ("seed_everything", "trainer", "run_dir", "checkpoint", "ckpt_path", "optimizer", "lr_scheduler")
+
+
+class CostParser(ArgumentParser):
+    """Tells one cause, one hint and the nearest names."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise a RecloomError about `message`; a nested parser's message reaches the outermost one."""
+        if not self.exit_on_error:
+            return super().error(message, ex)
+        raise problems.explain(message, _OPTIONS)
+
+
+def main(argv: list[str]) -> int:
+    """Print a model's works, multiply-accumulates and parameters."""
+    mention.load_mentioned(argv)
+    quiet.hush()
+    from recloom.search.lowering import lower
+
+    module = _model(argv)
+    program = lower(module)
+    table = Table()
+    for name in ("work", "kind", "sums of", "results", "vectors", "MACs", "parameters"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("work", "kind") else "right")
+    for work in program.works:
+        product = work.kind in ("matmul", "dynamic")
+        sizes = [show(work.rows) if product else "", show(work.columns), show(work.vectors)]
+        table.add_row(work.name, work.kind, *sizes, show(work.macs), show(work.weights))
+    table.add_section()
+    table.add_row("total", "", "", "", "", show(program.macs), show(program.parameters))
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table, markup=False)
+    console.print(
+        f"{type(module).__name__}, for one sample; tables: {program.table_bytes / 2**20:.2f} MiB."
+        " Bags and histories count as full.",
+        highlight=False,
+    )
+    return 0
+
+
+def _model(argv: list[str]) -> Any:
+    """Return the model that the arguments describe, for the schema of their data."""
+    import lightning.pytorch as pl
+
+    from recloom.model import RankingModule
+
+    parser = CostParser(prog="recloom cost", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML file as `recloom fit` takes it.")
+    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
+    parser.add_subclass_arguments(RankingModule, "model", required=True)
+    for name in _OF_FIT:
+        parser.add_argument(f"--{name}", type=Any, help="Not used: it may stand in a config of `recloom fit`.")
+    parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return parser.instantiate_classes(parser.parse_args(argv)).model
+    except ValueError as error:
+        if (cause := problems.user_error(error)) is not None:
+            raise cause from error
+        raise RecloomError(str(error)) from error

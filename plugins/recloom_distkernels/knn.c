@@ -1,0 +1,170 @@
+/* The k nearest targets of each query, by direct differences: squared distances, ascending, no cancellation.
+ *
+ * A job is a range of queries and a range of target sets. A block of WIDTH queries is transposed once, then held against
+ * every target of the sets in turn; the k least distances of each lane stay in registers for k up to 5, in the
+ * first-level cache above. The file includes itself for float and double.
+ */
+#ifndef REAL
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#define INLINE static inline __attribute__((always_inline))
+enum { QUERY_START, QUERY_END, SET_START, SET_END, JOB_FIELDS };
+
+#define REAL float
+#define NAME(x) x##_f32
+enum { LANES_f32 = 16, LANES_f64 = 8, BLOCKS = 4 };
+#include __FILE__
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(x) x##_f64
+#include __FILE__
+
+#else
+
+typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(64)));
+#define vec NAME(vec)
+#define LANES NAME(LANES)
+#define WIDTH (LANES * BLOCKS)
+
+typedef struct { /* the same fields, in the same order, as _Arguments in knn_native.py */
+    const REAL *queries, *targets;
+    const int64_t *bounds, *jobs; /* of the target sets; JOB_FIELDS numbers a job */
+    int64_t jobs_count, dim, k;
+    int64_t excludes, first; /* whether query q is target first + q, and no neighbour of its own */
+    REAL *out; /* out[set * set_stride + rank * rank_stride + query] */
+    int64_t set_stride, rank_stride;
+} NAME(Arguments);
+
+INLINE vec NAME(least)(vec a, vec b) {
+    vec r;
+    for (int l = 0; l < LANES; l++) r[l] = a[l] < b[l] ? a[l] : b[l];
+    return r;
+}
+
+INLINE vec NAME(most)(vec a, vec b) {
+    vec r;
+    for (int l = 0; l < LANES; l++) r[l] = a[l] > b[l] ? a[l] : b[l];
+    return r;
+}
+
+/* Put `found` in its place among the k least, which ascend. best is k x BLOCKS; kept in registers where k is known. */
+INLINE void NAME(insert)(vec *best, int64_t k, int block, vec found) {
+    for (int64_t rank = 0; rank < k; rank++) {
+        vec held = best[rank * BLOCKS + block];
+        best[rank * BLOCKS + block] = NAME(least)(held, found);
+        found = NAME(most)(held, found);
+    }
+}
+
+INLINE int NAME(any_less)(vec a, vec b) {
+    int found = 0;
+    for (int l = 0; l < LANES; l++) found |= a[l] < b[l];
+    return found;
+}
+
+/* Hold targets lo .. hi-1 against the block of queries. excluded: the target that is lane 0's own, if `excludes`. */
+INLINE void NAME(pass)(const REAL *targets, int64_t lo, int64_t hi, const REAL *block, int64_t dim, vec *best,
+                       int64_t k, int in_registers, int excludes, int64_t excluded) {
+    for (int64_t j = lo; j < hi;) {
+        int pair = j + 1 < hi && !excludes; /* two targets at a time share the loads of the queries */
+        const REAL *y = targets + j * dim, *z = y + dim;
+        vec a[BLOCKS], b[BLOCKS];
+        for (int r = 0; r < BLOCKS; r++) a[r] = b[r] = (vec){0};
+        if (pair) {
+            for (int64_t i = 0; i < dim; i++)
+                for (int r = 0; r < BLOCKS; r++) {
+                    vec x = *(const vec *)(block + i * WIDTH + r * LANES), to_y = x - y[i], to_z = x - z[i];
+                    a[r] += to_y * to_y;
+                    b[r] += to_z * to_z;
+                }
+        } else {
+            for (int64_t i = 0; i < dim; i++)
+                for (int r = 0; r < BLOCKS; r++) {
+                    vec to_y = *(const vec *)(block + i * WIDTH + r * LANES) - y[i];
+                    a[r] += to_y * to_y;
+                }
+            if (excludes) ((REAL *)a)[j - excluded] = INFINITY;
+        }
+        for (int r = 0; r < BLOCKS; r++) {
+            if (in_registers || NAME(any_less)(a[r], best[(k - 1) * BLOCKS + r])) NAME(insert)(best, k, r, a[r]);
+            if (pair && (in_registers || NAME(any_less)(b[r], best[(k - 1) * BLOCKS + r])))
+                NAME(insert)(best, k, r, b[r]);
+        }
+        j += 1 + pair;
+    }
+}
+
+/* One block of queries, from query q on, and one target set. */
+INLINE void NAME(search_block)(const NAME(Arguments) *a, const REAL *block, int64_t q, int64_t set, vec *best,
+                               int64_t dim, int64_t k, int in_registers) {
+    int64_t lo = a->bounds[set], hi = a->bounds[set + 1], from = hi, to = hi, own = a->first + q;
+    if (a->excludes) { /* targets that are queries of this block */
+        from = own < lo ? lo : own < hi ? own : hi;
+        to = own + WIDTH < from ? from : own + WIDTH < hi ? own + WIDTH : hi;
+    }
+    for (int64_t i = 0; i < k * BLOCKS; i++)
+        for (int l = 0; l < LANES; l++) best[i][l] = INFINITY;
+    NAME(pass)(a->targets, lo, from, block, dim, best, k, in_registers, 0, 0);
+    if (from < to) NAME(pass)(a->targets, from, to, block, dim, best, k, in_registers, 1, own);
+    NAME(pass)(a->targets, to, hi, block, dim, best, k, in_registers, 0, 0);
+}
+
+INLINE void NAME(choose)(const NAME(Arguments) *a, const REAL *block, int64_t q, int64_t set, vec *scratch,
+                         int64_t dim) {
+    vec best[5 * BLOCKS];
+    vec *found = best;
+    if (a->k == 1) NAME(search_block)(a, block, q, set, best, dim, 1, 1);
+    else if (a->k <= 3) NAME(search_block)(a, block, q, set, best, dim, 3, 1);
+    else if (a->k <= 5) NAME(search_block)(a, block, q, set, best, dim, 5, 1);
+    else NAME(search_block)(a, block, q, set, found = scratch, dim, a->k, 0);
+    for (int64_t i = 0; i < a->k * BLOCKS; i++) scratch[i] = found[i];
+}
+
+static void NAME(job)(const NAME(Arguments) *a, const int64_t *job, REAL *block, vec *best) {
+    int64_t dim = a->dim;
+    for (int64_t q = job[QUERY_START]; q < job[QUERY_END]; q += WIDTH) {
+        int64_t count = job[QUERY_END] - q < WIDTH ? job[QUERY_END] - q : WIDTH;
+        for (int64_t l = 0; l < WIDTH; l++) { /* lanes without a query repeat the last one */
+            const REAL *query = a->queries + (q + (l < count ? l : count - 1)) * dim;
+            for (int64_t i = 0; i < dim; i++) block[i * WIDTH + l] = query[i];
+        }
+        for (int64_t set = job[SET_START]; set < job[SET_END]; set++) {
+            if (dim == 1) NAME(choose)(a, block, q, set, best, 1);
+            else if (dim == 2) NAME(choose)(a, block, q, set, best, 2);
+            else if (dim == 3) NAME(choose)(a, block, q, set, best, 3);
+            else NAME(choose)(a, block, q, set, best, dim);
+            for (int64_t rank = 0; rank < a->k; rank++) {
+                REAL *out = a->out + set * a->set_stride + rank * a->rank_stride + q;
+                const REAL *found = (const REAL *)(best + rank * BLOCKS);
+                for (int64_t l = 0; l < count; l++) out[l] = found[l];
+            }
+        }
+    }
+}
+
+/* Do all jobs; 1 if there is no memory. */
+int NAME(knn)(const NAME(Arguments) *a, int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        size_t block_bytes = sizeof(REAL) * (size_t)a->dim * WIDTH;
+        REAL *block = aligned_alloc(64, block_bytes);
+        vec *best = aligned_alloc(64, sizeof(vec) * (size_t)(a->k > 5 ? a->k : 5) * BLOCKS);
+        failed = block == NULL || best == NULL;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t job = 0; job < a->jobs_count; job++)
+            if (!failed) NAME(job)(a, a->jobs + job * JOB_FIELDS, block, best);
+        free(block);
+        free(best);
+    }
+    return failed;
+}
+
+#undef vec
+#undef LANES
+#undef WIDTH
+#endif
