@@ -56,11 +56,19 @@ def register(catalog: Catalog) -> None:
         ("NSGA2", "evolution:NSGA2", "evolution towards a Pareto front"),
         ("TPE", "optuna:TPE", "Optuna's tree-structured Parzen estimator"),
         ("GP", "optuna:GP", "Optuna's Gaussian processes"),
+        ("Predictor", "predictor:Predictor", "an ensemble of networks that ranks candidates"),
+        ("Reinforce", "reinforce:Reinforce", "a policy over genotypes, on- and off-policy"),
+        ("OneShot", "oneshot:OneShot", "a policy over a supernet, beside a co-trained baseline"),
+        ("DNAS", "dnas:DNAS", "Gumbel-softmax over the choices, by gradients"),
         ("random", "random:RandomSearch", "short for RandomSearch"),
         ("evolution", "evolution:RegularizedEvolution", "short for RegularizedEvolution"),
         ("nsga2", "evolution:NSGA2", "short for NSGA2"),
         ("tpe", "optuna:TPE", "short for TPE"),
         ("gp", "optuna:GP", "short for GP"),
+        ("predictor", "predictor:Predictor", "short for Predictor"),
+        ("rl", "reinforce:Reinforce", "short for Reinforce"),
+        ("oneshot", "oneshot:OneShot", "short for OneShot"),
+        ("dnas", "dnas:DNAS", "short for DNAS"),
     ):
         catalog.search_methods.add(name, f"recloom.search.methods.{path}", summary=summary)
     for name, path, summary in (

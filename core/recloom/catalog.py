@@ -108,6 +108,7 @@ KINDS = {
     "strategies": "strategy",
     "search_spaces": "search space",
     "search_methods": "search method",
+    "blocks": "block",
     "evaluators": "evaluator",
     "cost_models": "cost model",
     "indexes": "index",
@@ -130,6 +131,7 @@ class Catalog:
     strategies: Registry[Any]
     search_spaces: Registry[Any]
     search_methods: Registry[Any]
+    blocks: Registry[Any]
     evaluators: Registry[Any]
     cost_models: Registry[Any]
     indexes: Registry[Any]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register(catalog: Catalog) -> None:
-    """Register divergences, kernels, PSD repairs, k-NN engines, the Lightning parts, commands, experiment, benchmark."""
+    """Register divergences, kernels, PSD repairs, k-NN engines, Lightning parts, commands, experiment, benchmark."""
     here = "recloom_distkernels"
     kernels = catalog.kernels
     for name, path, summary in (

@@ -1,7 +1,7 @@
 """The contracts of divergences between sets of points, and what k-NN estimators are given.
 
-Letters: S sets (of N points together) are held against T target sets; X_i is one of n points of a set, Y a target set of
-m points; rho is the distance from X_i to its k-th neighbour in its own set without itself, nu to its k-th in Y.
+Letters: S sets (of N points together) are held against T target sets; X_i is one of n points of a set, Y a target set
+of m points; rho is the distance from X_i to its k-th neighbour in its own set without itself, nu to its k-th in Y.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Progress = Callable[[float], None]
 """Called with the share that is done."""
 
 
-class Divergence(ABC):
+class Divergence(ABC):  # noqa: B024
     """How far apart the distributions of two sets of points are, or how near.
 
     Another plugin adds its own by `catalog.kernels.add("Mine", "package.module:Mine")` and a subclass of SetDivergence
@@ -173,6 +173,12 @@ class Part:
         if terms.device.type == "cpu":
             return torch.from_numpy(np.add.reduceat(terms.numpy(), self._starts, axis=1))
         return torch.segment_reduce(terms.t().contiguous(), "sum", lengths=self.n.to(terms.device)).t().cpu()
+
+
+def safe_sqrt(values: Tensor) -> Tensor:
+    """Return square roots, 0 of what is not positive, with the gradient 0 there."""
+    positive = values > 0
+    return torch.where(positive, values, 1.0).sqrt() * positive
 
 
 def log_ball_volume(dim: int) -> float:

@@ -47,7 +47,7 @@ class SetEstimator(BaseEstimator):
     def _gram(self) -> SetGram:
         return SetGram(self.divergence, self.kernel, self.psd, self.k, self.engine)
 
-    def _rows(self, X: Any) -> np.ndarray:  # noqa: N803
+    def _rows(self, X: Any) -> np.ndarray:
         """Return R x S kernel values of the sets X with the training sets."""
         check_is_fitted(self)
         return self.gram_.rows(as_sets(self, X, reset=False).to(self.gram_.sets_.values.dtype))
@@ -60,16 +60,16 @@ class SetKernel(TransformerMixin, SetEstimator):
     they are in keeping with it. For kernel="precomputed" of any scikit-learn machine.
     """
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Compute the training sets' kernel matrix."""
         self.gram_ = self._gram().fit(as_sets(self, X, reset=True))
         return self
 
-    def transform(self, X: Any) -> np.ndarray:  # noqa: N803
+    def transform(self, X: Any) -> np.ndarray:
         """Return R x S kernel values."""
         return self._rows(X)
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:  # noqa: N803
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return the S x S repaired kernel matrix of the training sets."""
         return self.fit(X).gram_.matrix()
 
@@ -88,7 +88,7 @@ class GramRepair(TransformerMixin, BaseEstimator):
     def __init__(self, psd: str = "clip") -> None:
         self.psd = psd
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Decompose the S x S training matrix."""
         gram = validate_data(self, X, dtype=np.float64)
         if gram.shape[0] != gram.shape[1]:
@@ -98,12 +98,12 @@ class GramRepair(TransformerMixin, BaseEstimator):
         self.repair_ = parse(self.psd, PSDRepair).fit(gram)
         return self
 
-    def transform(self, X: Any) -> np.ndarray:  # noqa: N803
+    def transform(self, X: Any) -> np.ndarray:
         """Return R x S repaired rows."""
         check_is_fitted(self)
         return self.repair_.transform(validate_data(self, X, dtype=np.float64, reset=False))
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:  # noqa: N803
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return the S x S repaired matrix."""
         return self.fit(X).repair_.matrix()
 
@@ -142,23 +142,23 @@ class SetOutlierDetector(OutlierMixin, SetEstimator):
         super().__init__(divergence, kernel, psd, k, engine)
         self.nu = nu
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the one-class SVM on the training sets."""
         self.gram_ = self._gram().fit(as_sets(self, X, reset=True))
         self.machine_ = OneClassSVM(kernel="precomputed", nu=self.nu).fit(self.gram_.matrix())
         self.offset_ = self.machine_.offset_
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
+    def score_samples(self, X: Any) -> np.ndarray:
         """Return R scores, lower for more unusual sets."""
         rows = self._rows(X)
         return self.machine_.score_samples(rows)
 
-    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+    def decision_function(self, X: Any) -> np.ndarray:
         """Return R scores, negative for outliers."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Any) -> np.ndarray:
         """Return 1 for sets like the training sets, -1 for outliers."""
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
@@ -193,7 +193,7 @@ class SetEmbedding(TransformerMixin, SetEstimator):
         self.method = method
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Place the training sets: `embedding_`, S x components."""
         if self.method not in ("kpca", "mds"):
             raise RecloomError(f"there is no method {self.method!r}", "Use kpca or mds.")
@@ -213,14 +213,14 @@ class SetEmbedding(TransformerMixin, SetEstimator):
         self.embedding_ = self.machine_.fit_transform(self.gram_.matrix())
         return self
 
-    def transform(self, X: Any) -> np.ndarray:  # noqa: N803
+    def transform(self, X: Any) -> np.ndarray:
         """Return R x components coordinates of further sets."""
         check_is_fitted(self)
         if self.method == "mds":
             raise RecloomError("multidimensional scaling places no further sets", "Use kpca, or fit_transform.")
         return self.machine_.transform(self._rows(X))
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:  # noqa: N803
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Return the S x components coordinates of the training sets."""
         return self.fit(X).embedding_
 

@@ -15,7 +15,7 @@ enum { QUERY_START, QUERY_END, SET_START, SET_END, JOB_FIELDS };
 
 #define REAL float
 #define NAME(x) x##_f32
-enum { LANES_f32 = 16, LANES_f64 = 8, BLOCKS = 4 };
+enum { LANES_f32 = 16, LANES_f64 = 8, BLOCKS = 4, TARGETS = 2 };
 #include __FILE__
 #undef REAL
 #undef NAME
@@ -66,36 +66,36 @@ INLINE int NAME(any_less)(vec a, vec b) {
     return found;
 }
 
-/* Hold targets lo .. hi-1 against the block of queries. excluded: the target that is lane 0's own, if `excludes`. */
+/* Hold `count` targets from y on against the block of queries: the loads of the queries serve all of them. */
+INLINE void NAME(hold)(const REAL *y, int count, const REAL *block, int64_t dim, vec *best, int64_t k,
+                       int in_registers, int excluded_lane) {
+    vec sum[TARGETS][BLOCKS];
+    for (int t = 0; t < count; t++)
+        for (int r = 0; r < BLOCKS; r++) sum[t][r] = (vec){0};
+    for (int64_t i = 0; i < dim; i++)
+        for (int r = 0; r < BLOCKS; r++) {
+            vec x = *(const vec *)(block + i * WIDTH + r * LANES);
+            for (int t = 0; t < count; t++) {
+                vec difference = x - y[t * dim + i];
+                sum[t][r] += difference * difference;
+            }
+        }
+    if (excluded_lane >= 0) ((REAL *)sum)[excluded_lane] = INFINITY;
+    for (int t = 0; t < count; t++)
+        for (int r = 0; r < BLOCKS; r++)
+            if (in_registers || NAME(any_less)(sum[t][r], best[(k - 1) * BLOCKS + r]))
+                NAME(insert)(best, k, r, sum[t][r]);
+}
+
+/* Targets lo .. hi-1. excluded: the target that is lane 0's own, if `excludes`. */
 INLINE void NAME(pass)(const REAL *targets, int64_t lo, int64_t hi, const REAL *block, int64_t dim, vec *best,
                        int64_t k, int in_registers, int excludes, int64_t excluded) {
-    for (int64_t j = lo; j < hi;) {
-        int pair = j + 1 < hi && !excludes; /* two targets at a time share the loads of the queries */
-        const REAL *y = targets + j * dim, *z = y + dim;
-        vec a[BLOCKS], b[BLOCKS];
-        for (int r = 0; r < BLOCKS; r++) a[r] = b[r] = (vec){0};
-        if (pair) {
-            for (int64_t i = 0; i < dim; i++)
-                for (int r = 0; r < BLOCKS; r++) {
-                    vec x = *(const vec *)(block + i * WIDTH + r * LANES), to_y = x - y[i], to_z = x - z[i];
-                    a[r] += to_y * to_y;
-                    b[r] += to_z * to_z;
-                }
-        } else {
-            for (int64_t i = 0; i < dim; i++)
-                for (int r = 0; r < BLOCKS; r++) {
-                    vec to_y = *(const vec *)(block + i * WIDTH + r * LANES) - y[i];
-                    a[r] += to_y * to_y;
-                }
-            if (excludes) ((REAL *)a)[j - excluded] = INFINITY;
-        }
-        for (int r = 0; r < BLOCKS; r++) {
-            if (in_registers || NAME(any_less)(a[r], best[(k - 1) * BLOCKS + r])) NAME(insert)(best, k, r, a[r]);
-            if (pair && (in_registers || NAME(any_less)(b[r], best[(k - 1) * BLOCKS + r])))
-                NAME(insert)(best, k, r, b[r]);
-        }
-        j += 1 + pair;
-    }
+    int64_t j = lo;
+    if (!excludes)
+        for (; j + TARGETS <= hi; j += TARGETS)
+            NAME(hold)(targets + j * dim, TARGETS, block, dim, best, k, in_registers, -1);
+    for (; j < hi; j++)
+        NAME(hold)(targets + j * dim, 1, block, dim, best, k, in_registers, excludes ? (int)(j - excluded) : -1);
 }
 
 /* One block of queries, from query q on, and one target set. */

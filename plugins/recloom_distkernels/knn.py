@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 
 import torch
@@ -38,7 +39,7 @@ class KnnEngine(ABC):
         bounds = offsets.tolist()
         found = [
             self.search(values[lo:hi], values[lo:hi], torch.tensor([0, hi - lo]), k, 0)[0]
-            for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
+            for lo, hi in itertools.pairwise(bounds)
         ]
         return torch.cat(found, dim=1)
 

@@ -110,7 +110,8 @@ def _call(
         len(queries),
     )
     library = _library()
-    assert library is not None and queries.dtype == targets.dtype == out.dtype
+    assert library is not None
+    assert queries.dtype == targets.dtype == out.dtype
     function = library.knn_f32 if queries.dtype == torch.float32 else library.knn_f64
     if function(arguments, torch.get_num_threads()):
         raise MemoryError("no memory left for a block of queries")

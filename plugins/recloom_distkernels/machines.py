@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.svm import SVC, SVR
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 from torch import Tensor
 
 from recloom.errors import RecloomError
@@ -18,7 +19,6 @@ from recloom_distkernels.estimators import SetEstimator
 from recloom_distkernels.gram import SetGram
 from recloom_distkernels.inputs import as_sets
 from recloom_distkernels.kernels import GaussianKernel
-from recloom_distkernels.samplesets import SampleSets
 
 SCALES = tuple(2.0**e for e in range(-4, 11, 2))  # py-sdm's grid of sigma, times the median
 PENALTIES = tuple(2.0**e for e in range(-9, 19, 3))  # and of C
@@ -40,7 +40,7 @@ class _SetMachine(SetEstimator):
         psd: str = "clip",
         k: int = 3,
         engine: str = "auto",
-        C: float | str = "auto",  # noqa: N803
+        C: float | str = "auto",
         scale: float | str = "auto",
         cv: int = 3,
         random_state: int | None = 0,
@@ -51,19 +51,50 @@ class _SetMachine(SetEstimator):
         self.cv = cv
         self.random_state = random_state
 
-    def _machine(self, penalty: float, iterations: int) -> Any:
-        raise NotImplementedError
-
-    def _folds(self, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        raise NotImplementedError
-
-    def _score(self, machine: Any, rows: np.ndarray, y: np.ndarray) -> float:
-        raise NotImplementedError
-
-    def _fit(self, sets: SampleSets, y: np.ndarray) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit on sets X with targets y."""
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        sets = as_sets(self, X, reset=True)
         check_consistent_length(sets, y)
-        gram = self._gram()
-        gram.fit(sets)
+        targets = self._targets(column_or_1d(y, warn=True))
+        return self._fit_gram(self._gram().fit(sets), targets)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return R predictions."""
+        rows = self._rows(X)
+        return self._outputs(self.machine_.predict(rows))
+
+    def fit_divergences(self, values: Tensor, y: Any) -> Self:
+        """Fit on the S x S divergences of the training sets, instead of the sets."""
+        return self._fit_gram(self._gram().fit_values(values), self._targets(column_or_1d(y)))
+
+    def predict_divergences(self, there: Tensor, back: Tensor) -> np.ndarray:
+        """Return R predictions, given R x S divergences of sets from the training sets, and S x R of the other way."""
+        check_is_fitted(self)
+        return self._outputs(self.machine_.predict(self.gram_.rows_of_values(there, back)))
+
+    @abstractmethod
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        """Return the targets as the machine takes them."""
+
+    @abstractmethod
+    def _outputs(self, predicted: np.ndarray) -> np.ndarray:
+        """Return what the machine predicts as targets."""
+
+    @abstractmethod
+    def _machine(self, penalty: float, iterations: int) -> Any:
+        """Return the machine to fit on a kernel matrix."""
+
+    @abstractmethod
+    def _folds(self, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the folds of the search; none if there are too few sets."""
+
+    @abstractmethod
+    def _score(self, machine: Any, rows: np.ndarray, y: np.ndarray) -> float:
+        """Return how good a machine is on rows held out."""
+
+    def _fit_gram(self, gram: SetGram, y: np.ndarray) -> Self:
         scales = self._grid(self.scale, SCALES if isinstance(gram.kernel, GaussianKernel) else (1.0,), "scale")
         penalties = self._grid(self.C, PENALTIES, "C")
         self.best_scale_, self.best_C_, self.scores_ = self._tune(gram.values_, y, scales, penalties)
@@ -120,27 +151,20 @@ class SetClassifier(ClassifierMixin, _SetMachine):
         random_state: Seed of the folds.
     """
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
-        """Fit on sets X with labels y."""
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None")
-        sets = as_sets(self, X, reset=True)
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise RecloomError(f"all sets are of class {self.classes_[0]!r}: 1 class", "Give sets of two classes.")
-        return self._fit(sets, codes)
-
-    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+    def decision_function(self, X: Any) -> np.ndarray:
         """Return R scores, or R x classes."""
         rows = self._rows(X)
         return self.machine_.decision_function(rows)
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return R labels."""
-        rows = self._rows(X)
-        return self.classes_[self.machine_.predict(rows)]
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise RecloomError(f"all sets are of class {self.classes_[0]!r}: 1 class", "Give sets of two classes.")
+        return codes
+
+    def _outputs(self, predicted: np.ndarray) -> np.ndarray:
+        return self.classes_[predicted]
 
     def _machine(self, penalty: float, iterations: int) -> SVC:
         return SVC(C=penalty, kernel="precomputed", max_iter=iterations)
@@ -178,7 +202,7 @@ class SetRegressor(RegressorMixin, _SetMachine):
         psd: str = "clip",
         k: int = 3,
         engine: str = "auto",
-        C: float | str = "auto",  # noqa: N803
+        C: float | str = "auto",
         scale: float | str = "auto",
         cv: int = 3,
         random_state: int | None = 0,
@@ -187,21 +211,15 @@ class SetRegressor(RegressorMixin, _SetMachine):
         super().__init__(divergence, kernel, psd, k, engine, C, scale, cv, random_state)
         self.epsilon = epsilon
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
-        """Fit on sets X with targets y."""
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None")
-        sets = as_sets(self, X, reset=True)
-        y = column_or_1d(y, warn=True).astype(np.float64)
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        y = y.astype(np.float64)
         if not np.isfinite(y).all():
             raise RecloomError("a target is NaN or infinite", "Leave such sets out.")
         self.mean_, self.deviation_ = float(y.mean()), float(y.std()) or 1.0
-        return self._fit(sets, (y - self.mean_) / self.deviation_)
+        return (y - self.mean_) / self.deviation_
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return R numbers."""
-        rows = self._rows(X)
-        return self.mean_ + self.deviation_ * self.machine_.predict(rows)
+    def _outputs(self, predicted: np.ndarray) -> np.ndarray:
+        return self.mean_ + self.deviation_ * predicted
 
     def _machine(self, penalty: float, iterations: int) -> SVR:
         return SVR(C=penalty, epsilon=self.epsilon, kernel="precomputed", max_iter=iterations)

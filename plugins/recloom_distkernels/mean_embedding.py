@@ -1,4 +1,4 @@
-"""Random Fourier mean embeddings (Rahimi and Recht 2007; Muandet et al. 2012): a vector for each set, in linear time."""
+"""Random Fourier mean embeddings (Rahimi and Recht 2007; Muandet et al. 2012): a vector a set, in linear time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MeanEmbedding(TransformerMixin, BaseEstimator):
         self.scale = scale
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Draw the frequencies and, if `sigma` is 0, settle the bandwidth by the sets X."""
         if self.features < 1 or self.sigma < 0 or self.scale <= 0:
             raise RecloomError(
@@ -53,7 +53,7 @@ class MeanEmbedding(TransformerMixin, BaseEstimator):
         self.frequencies_ = random.standard_normal((sets.dim, -(-self.features // 2))) / self.sigma_
         return self
 
-    def transform(self, X: Any) -> np.ndarray:  # noqa: N803
+    def transform(self, X: Any) -> np.ndarray:
         """Return S x features vectors."""
         check_is_fitted(self)
         sets = as_sets(self, X, reset=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class MeanMap(SetDivergence):
             raise RecloomError(f"sigma {sigma} is negative", "Give a positive one, or 0 for the median rule.")
         self.sigma = sigma
 
-    def fit(self, sets: SampleSets) -> MeanMap:
+    def fit(self, sets: SampleSets) -> Self:
         """Return a copy with the bandwidth settled."""
         fitted = copy.copy(self)
         fitted.sigma = self.sigma or median_distance(sets)
@@ -96,11 +97,12 @@ class MMD(MeanMap):
 
     def squared(self, x: SampleSets, y: SampleSets, progress: Progress | None = None) -> Tensor:
         """Return S x T estimates of the squared MMD (the whole of it, not half), float64."""
-        fitted = self.fit(x)
-        sums = fitted._sums(x, y, progress)
+        if not self.sigma:
+            return self.fit(x).squared(x, y, progress)
+        sums = self._sums(x, y, progress)
         cross = sums / (x.sizes[:, None] * y.sizes)
-        own_x = fitted._square(sums.diagonal() if x is y else fitted._own(x), x)
-        own_y = own_x if x is y else fitted._square(fitted._own(y), y)
+        own_x = self._square(sums.diagonal() if x is y else self._own(x), x)
+        own_y = own_x if x is y else self._square(self._own(y), y)
         found = own_x[:, None] + own_y - 2 * cross
         return found.fill_diagonal_(0.0) if x is y else found
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recloom.errors import RecloomError
-from recloom_distkernels.divergence import Directed, NeighbourDivergence, Part
+from recloom_distkernels.divergence import Directed, NeighbourDivergence, Part, safe_sqrt
 
 _LEAST = math.log(2.0**-52)  # of the integral, which can be estimated as 0: the floor of skl-groups
 
@@ -124,4 +124,4 @@ class Hellinger(Bhattacharyya):
 
     def values(self, there: Directed, back: Directed) -> Tensor:
         """Return S x T distances."""
-        return (1 - super().values(there, back)).sqrt()
+        return safe_sqrt(1 - super().values(there, back))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from recloom.errors import RecloomError
-from recloom_distkernels.divergence import Directed, NeighbourDivergence, Part, log_ball_volume
+from recloom_distkernels.divergence import Directed, NeighbourDivergence, Part, log_ball_volume, safe_sqrt
 
 
 class Linear(NeighbourDivergence):
-    """Inner product ∫ p q, a similarity: (k-1)/(c_d m) mean(nu^-d); ∫ p² of a set itself: (k-1)/(c_d (n-1)) mean(rho^-d).
+    """Inner product ∫ p q, a similarity: (k-1)/(c_d m) mean(nu^-d); ∫ p² of itself: (k-1)/(c_d (n-1)) mean(rho^-d).
 
     It needs k of at least 2, and has a finite variance from 3 on.
     """
@@ -53,4 +52,4 @@ class L2(Linear):
         """Return S x T distances."""
         squares = self._square(there, there.own_x, there.n)[:, None] + self._square(there, there.own_y, there.m)
         found = squares - self._product(there) - self._product(back).t()
-        return there.with_diagonal(torch.clamp(found, min=0).sqrt(), 0.0)
+        return there.with_diagonal(safe_sqrt(found), 0.0)

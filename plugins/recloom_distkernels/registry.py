@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from recloom.errors import RecloomError, unknown
@@ -19,7 +20,7 @@ _ALIASES = {
 }
 
 
-def parse(text: str | T, base: type[T]) -> T:
+def parse(text: str | T, base: Callable[..., T]) -> T:
     """Return the component that `text` names, "NAME" or "NAME:OPTION:OPTION"; a component is returned as it is.
 
     Args:
@@ -45,7 +46,7 @@ def names(base: type) -> list[str]:
     return [_short(entry.name) for entry in catalog().kernels if _is(entry.load(), base)]
 
 
-def _find(name: str, base: type[T]) -> Any:
+def _find(name: str, base: Any) -> Any:
     wanted = name.lower().replace("_", "").replace("-", "")
     for entry in catalog().kernels:
         if wanted not in (entry.name.lower(), _short(entry.name)) and _ALIASES.get(wanted) != entry.name:

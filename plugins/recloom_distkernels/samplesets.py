@@ -156,7 +156,7 @@ class SampleSets:
             raise DataError(f"{len(self)} sets have {len(self.names)} names", "Give each set one name.")
         if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != len(self.values) or int(self.sizes.min()) < 0:
             raise DataError(
-                f"the offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])} over {len(self.values)} points",
+                f"the offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])} over {self.points} points",
                 "They start at 0, never fall, and end at the number of points.",
             )
         if int(self.sizes.min()) == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recloom.search.operators import Operator, Piece, Pieces, SlicedLinear, SlicedNorm, Slices
@@ -116,7 +115,7 @@ class Head(Operator):
 
     def forward(self, *inputs: Pieces, width: int) -> Tensor:
         """Return B x T of features B x d and tokens B x D x N, in a piece each."""
-        return F.linear(self.gather(*inputs), self.weight(*inputs), self.bias)
+        return self.product(self.gather(*inputs), self.weight(*inputs), self.bias)
 
     @staticmethod
     def gather(*inputs: Pieces) -> Tensor:

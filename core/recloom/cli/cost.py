@@ -13,8 +13,11 @@ from recloom.cli import mention, problems, quiet
 from recloom.document import show
 from recloom.errors import RecloomError
 
-DESCRIPTION = "Print what a model does for a sample: products, gathers, multiply-accumulates, parameters."
-_OPTIONS = ("config", "model", "data")
+DESCRIPTION = (
+    "Print what a model does for a sample: products, gathers, multiply-accumulates, parameters; and what that costs on"
+    " hardware, by a cost model."
+)
+_OPTIONS = ("config", "model", "data", "hardware")
 _OF_FIT = ("seed_everything", "trainer", "run_dir", "checkpoint", "ckpt_path", "optimizer", "lr_scheduler")
 
 
@@ -34,7 +37,7 @@ def main(argv: list[str]) -> int:
     quiet.hush()
     from recloom.search.lowering import lower
 
-    module = _model(argv)
+    module, hardware = _parts(argv)
     program = lower(module)
     table = Table()
     for name in ("work", "kind", "sums of", "results", "vectors", "MACs", "parameters"):
@@ -53,26 +56,36 @@ def main(argv: list[str]) -> int:
         " Bags and histories count as full.",
         highlight=False,
     )
+    for priced in hardware.works(program) if hardware is not None else ():
+        table = Table(*priced.header, caption=priced.caption, caption_justify="left")
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for row in priced.rows:
+            table.add_row(*map(str, row))
+        console.print(table, markup=False)
     return 0
 
 
-def _model(argv: list[str]) -> Any:
-    """Return the model that the arguments describe, for the schema of their data."""
+def _parts(argv: list[str]) -> tuple[Any, Any]:
+    """Return the model that the arguments describe, for the schema of their data, and the cost model or None."""
     import lightning.pytorch as pl
 
     from recloom.model import RankingModule
+    from recloom.search.evaluator import CostModel
 
     parser = CostParser(prog="recloom cost", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file as `recloom fit` takes it.")
     parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(RankingModule, "model", required=True)
+    parser.add_subclass_arguments(CostModel, "hardware", required=False, help="Prices the work: isaac, PIMCost, ...")
     for name in _OF_FIT:
         parser.add_argument(f"--{name}", type=Any, help="Not used: it may stand in a config of `recloom fit`.")
     parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return parser.instantiate_classes(parser.parse_args(argv)).model
+            found = parser.instantiate_classes(parser.parse_args(mention.long_names(argv)))
+            return found.model, found.get("hardware")
     except ValueError as error:
         if (cause := problems.user_error(error)) is not None:
             raise cause from error

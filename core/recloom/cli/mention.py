@@ -24,6 +24,7 @@ PARTS = {
     "space": "search_spaces",
     "method": "search_methods",
     "evaluator": "evaluators",
+    "hardware": "cost_models",
 }
 
 
@@ -55,6 +56,21 @@ def load_mentioned(argv: list[str]) -> None:
             component = entry.load()
             if entry.kind == "strategy":
                 _register_strategy(entry, component)
+
+
+def long_names(argv: list[str]) -> list[str]:
+    """Return `argv` with the registered names of parts as import paths: jsonargparse knows a class's own name alone."""
+    found = []
+    for place, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        before = argv[place - 1] if place else ""
+        name, kind = (value, option[2:]) if equals else (argument, before[2:] if before.startswith("--") else "")
+        registry = getattr(catalog(), PARTS.get(kind, ""), None)
+        if registry is not None and name in registry:
+            path = registry.get(name).path.replace(":", ".")
+            argument = f"{option}={path}" if equals else path
+        found.append(argument)
+    return found
 
 
 def config_files(argv: list[str]) -> list[Path]:

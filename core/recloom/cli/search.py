@@ -17,7 +17,6 @@ from jsonargparse import ArgumentParser, Namespace
 from recloom import machine
 from recloom.cli import mention, problems, quiet, rundir
 from recloom.errors import RecloomError
-from recloom.plugins import catalog
 
 if TYPE_CHECKING:
     from recloom.search.run import Search
@@ -68,7 +67,7 @@ def make_parser() -> ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run a search in a new folder, or go on with one."""
-    argv = _long_names(_with_own_config(argv))
+    argv = mention.long_names(_with_own_config(argv))
     mention.load_mentioned(argv)
     quiet.hush()
     try:
@@ -143,21 +142,6 @@ def _with_own_config(argv: list[str]) -> list[str]:
         if own.exists():
             return ["--config", str(own), *argv]
     return argv
-
-
-def _long_names(argv: list[str]) -> list[str]:
-    """Return `argv` with the registered names of parts as import paths: jsonargparse knows a class's own name alone."""
-    found = []
-    for place, argument in enumerate(argv):
-        option, equals, value = argument.partition("=")
-        before = argv[place - 1] if place else ""
-        name, kind = (value, option[2:]) if equals else (argument, before[2:] if before.startswith("--") else "")
-        registry = getattr(catalog(), mention.PARTS.get(kind, ""), None)
-        if registry is not None and name in registry:
-            path = registry.get(name).path.replace(":", ".")
-            argument = f"{option}={path}" if equals else path
-        found.append(argument)
-    return found
 
 
 def _start(argv: list[str], folder: Path) -> subprocess.Popen[bytes]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recloom.features import FeatureSchema
 from recloom.search.objective import Objective
@@ -47,6 +47,20 @@ class SearchContext:
         return {name: value for cost in self.costs for name, value in cost(program, genotype, self).items()}
 
 
+class CostTable(NamedTuple):
+    """A table about costs.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        caption: What they are.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str
+
+
 class CostModel(ABC):
     """Prices a candidate without training it: an entry of the slot `costs` of a search."""
 
@@ -56,6 +70,14 @@ class CostModel(ABC):
     @abstractmethod
     def __call__(self, program: Program, genotype: Genotype, context: SearchContext) -> Mapping[str, float]:
         """Return costs by name, each for one sample."""
+
+    def works(self, program: Program) -> list[CostTable]:
+        """Return tables that price each work of a model, for `recloom cost --hardware`; by default none."""
+        return []
+
+    def compare(self, models: Mapping[str, tuple[Program, Genotype]], context: SearchContext) -> list[CostTable]:
+        """Return tables about the costs of models by name, for the report of a search; by default none."""
+        return []
 
 
 class Evaluator(ABC):

@@ -98,6 +98,13 @@ class Operator(nn.Module, ABC):
             group: Group of its works.
         """
 
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x weight^T + bias, for an operator with weights that are in no layer of it.
+
+        What replaces products in layers of other modules (quantisation, noise) replaces this of an instance.
+        """
+        return F.linear(x, weight, bias)
+
     @torch.no_grad()
     def cut_from(self, other: Operator, *inputs: Pieces, width: int) -> None:
         """Take over the part of another's parameters that it uses for such inputs."""

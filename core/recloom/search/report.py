@@ -33,6 +33,7 @@ def write_report(run: SearchRun, search: Search) -> Path:
     _headline(report, run)
     _models(report, run)
     _architecture(report, run)
+    _costs(report, run)
     _course(report, run)
     _correlation(report, run)
     _times(report, times)
@@ -129,6 +130,19 @@ def _architecture(report: Report, run: SearchRun) -> None:
     caption = f"What was found: {program.macs:,} MACs a sample, {program.parameters:,} parameters without tables."
     report.plot("architecture", draw_program(program), caption)
     report.facts(context.space.to_json(canonical), ("choice", "option"))
+
+
+def _costs(report: Report, run: SearchRun) -> None:
+    """Add what the cost models say about the retrained candidates, or about the front."""
+    context = run.context
+    members = {model.name: model.genotype for model in run.finished.retrained}
+    members = members or {f"trial {o.number}": context.space.canonical(o.genotype) for o in run.study.front()[:10]}
+    models = {name: (context.space.program(genotype, context.schema), genotype) for name, genotype in members.items()}
+    tables = [table for cost in context.costs for table in cost.compare(models, context)] if models else []
+    if tables:
+        report.section("Costs")
+    for table in tables:
+        report.table(table.header, table.rows, table.caption)
 
 
 def _course(report: Report, run: SearchRun) -> None:

@@ -173,6 +173,19 @@ class SearchSpace(ABC):
                         break
         return found
 
+    def matters(self, genotype: Genotype) -> tuple[bool, ...]:
+        """Return which choices make a difference: methods learn about the options of those alone."""
+        model = self.canonical(genotype)
+        found = []
+        for place, choice in enumerate(self.choices):
+            others = (
+                (*genotype[:place], option, *genotype[place + 1 :])
+                for option in range(len(choice.options))
+                if option != genotype[place]
+            )
+            found.append(any(self.canonical(other) != model for other in others if self.valid(other)))
+        return tuple(found)
+
     def encode(self, genotype: Genotype) -> NDArray[np.float32]:
         """Return the canonical genotype as numbers for predictors: ordered choices 0..1, others one-hot."""
         parts: list[NDArray[np.float32]] = []

@@ -33,6 +33,12 @@ class Supernet(RankingModule):
         options: What `RankingModule` takes besides (`optimizer`).
     """
 
+    relaxed: bool = False
+    """Whether its paths honour `gates`: what gradient-based search (`DNAS`) needs."""
+    gates: Tensor | None = None
+    """Factors of value 1, one a choice. Where they are given, each part of a path is multiplied by those of the choices
+    that decide it, so that their gradients say whether the loss wants more or less of what was chosen."""
+
     def __init__(self, space: SearchSpace, schema: dict[str, Any], seed: int = 0, optimizer: Any = None) -> None:
         super().__init__(schema, optimizer)
         self.space = space

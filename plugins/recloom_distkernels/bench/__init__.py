@@ -1,0 +1,1 @@
+"""`recloom bench distkernels`: the cost of k-NN divergences."""

@@ -1,0 +1,161 @@
+"""`recloom reproduce pim`: a model searched with its crossbars beside one found by accuracy alone and mapped naively."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from recloom import plots
+from recloom.document import Report
+from recloom.experiment import Budget, Claim, Experiment, Lab
+from recloom_pim import constants
+
+SCOPE: dict[Budget, str] = {
+    "small": "300,000 generated clicks a seed, models of up to 3 blocks, supernets of 1,200 steps, 128 candidates a "
+    "search: it shows what searching the crossbars too is worth on such data, and how much of it the crossbars, the "
+    "bits and the model are. It cannot show what real click logs gain, nor what the paper's own cost model, which is "
+    "not public, would say.",
+    "full": "4 million generated clicks a seed, NASRec's small space of 7 blocks at its published widths, 1,000 "
+    "candidates: most of a day on two cores.",
+}
+Runs = list[dict[str, Any]]
+
+
+class PIMExperiment(Experiment):
+    """Co-search beside search by accuracy and naive mapping, at the same NE."""
+
+    paper = "Zhang et al. 2024, Towards Automated Model Design on Recommender Systems, arXiv 2411.07569"
+    summary = (
+        "Two searches on the same rows. One by NE alone in NASRec's small space: its best model, trained from scratch, "
+        "is mapped naively (ISAAC's crossbars, 8 bits), both as it is and trained for that mapping, of which the better "
+        "NE counts. The other over models, crossbars and bits together, by NE, energy, latency and area, with the first "
+        "one's area as its limit: of its candidates trained from scratch the one that saves most at the same validation "
+        "NE, within 0.1%. All are measured on crossbars with 5% variation and some stuck cells, over three chips."
+    )
+    scope = SCOPE
+
+    def run(self, lab: Lab, report: Report) -> list[Claim]:
+        """Measure both searches with every seed; return the claims."""
+        claims = _self_check(report)
+        from recloom_pim import codesign
+
+        setting = SETTINGS[lab.budget]()
+        alone: Runs = []
+        both: Runs = []
+        for seed in lab.seeds:
+            folder = lab.out / "searches"
+            first = lab.once(
+                f"accuracy-seed{seed}", lambda s=seed: codesign.by_accuracy(setting, s, folder / f"accuracy-{s}")  # type: ignore[misc]
+            )
+            alone.append(first)
+            both.append(
+                lab.once(
+                    f"together-seed{seed}",
+                    lambda s=seed, r=first: codesign.together(setting, s, folder / f"together-{s}", r),  # type: ignore[misc]
+                )
+            )
+        _tell(report, alone, both, lab)
+        return claims + _claims(alone, both)
+
+
+def _small() -> Any:
+    from recloom_pim.codesign import Setting
+
+    return Setting(3, (16, 32, 64, 128), (16, 32), (300_000, 50_000, 100_000), 1200, 128, finetune_steps=40)
+
+
+def _full() -> Any:
+    from recloom_pim.codesign import Setting
+
+    widths = (16, 32, 64, 128, 256, 512, 768, 1024)
+    return Setting(7, widths, (16, 32, 48, 64), (4_000_000, 200_000, 400_000), 8000, 1000, finetune_steps=500)
+
+
+SETTINGS = {"small": _small, "full": _full}
+
+
+def _self_check(report: Report) -> list[Claim]:
+    """Return how the cost model's ISAAC compares with what was published of it."""
+    from recloom_pim.isaac import peak
+
+    k = constants.load()
+    found = peak(k)
+    published = {
+        "throughput": (k.published_throughput, "TOPS"),
+        "density": (k.published_density, "GOPS/mm2"),
+        "efficiency": (k.published_efficiency, "GOPS/W"),
+    }
+    report.section("Self-check")
+    rows = [(name, f"{found[name]:.1f}", value, unit) for name, (value, unit) in published.items()]
+    report.table(("peak at 16 bits", "model", "published", "unit"), rows, "The chip of ISAAC (ISCA 2016).")
+    return [
+        Claim(
+            f"isaac-{name}",
+            f"the cost model gives ISAAC's published peak {name}",
+            found[name],
+            f"{0.9 * value:g} .. {1.1 * value:g}",
+            unit,
+            paper=value,
+        )
+        for name, (value, unit) in published.items()
+    ]
+
+
+def _ratios(alone: Runs, both: Runs, name: str, prefix: str = "") -> list[float]:
+    return [a["costs"][name] / b["costs"][prefix + name] for a, b in zip(alone, both, strict=True)]
+
+
+def _claims(alone: Runs, both: Runs) -> list[Claim]:
+    def mean(name: str) -> float:
+        return statistics.geometric_mean(_ratios(alone, both, name))
+
+    ne = statistics.fmean(b["test_ne"] / a["test_ne"] for a, b in zip(alone, both, strict=True))
+    area = max(b["costs"]["area_mm2"] / a["costs"]["area_mm2"] for a, b in zip(alone, both, strict=True))
+    return [
+        Claim("equal-ne", "the co-searched design is as good (ratio of test NE)", ne, "<= 1.001"),
+        Claim("flops", "it needs fewer multiply-accumulates (ratio)", mean("macs"), ">= 2", "x", paper=2.0),
+        Claim("energy", "it needs less energy (ratio)", mean("energy_nj"), ">= 1.8", "x", paper=1.8),
+        Claim("speed", "it is faster (ratio of latencies)", mean("latency_ns"), ">= 1.5", "x", paper=1.5),
+        Claim("area", "it keeps the area budget (largest ratio over seeds)", area, "<= 1"),
+    ]
+
+
+def _tell(report: Report, alone: Runs, both: Runs, lab: Lab) -> None:
+    report.section("Designs")
+    rows: list[tuple[Any, ...]] = []
+    for seed, a, b in zip(lab.seeds, alone, both, strict=True):
+        for name, ne in a["ne"].items():
+            rows.append((seed, f"by accuracy, {name}", *_row(a, ne["val"], ne["test"])))
+        rows.append((seed, "searched with its crossbars", *_row(b, b["val_ne"], b["test_ne"])))
+    header = ("seed", "design", "val NE", "test NE", "MACs", "energy, nJ", "latency, ns", "area, mm2")
+    best = ", ".join(f"{a['ne']['exact']['oracle']:.5f}" for a in alone)
+    report.table(
+        header, rows, f"Exact: in full precision, without noise. The best possible test NE by seed: {best}."
+    )
+    names = {"macs": "MACs", "energy_nj": "energy", "latency_ns": "latency", "area_mm2": "area"}
+    parts = []
+    for name, title in names.items():
+        prefix = "" if name == "macs" else "naive_"
+        whole, model = (statistics.geometric_mean(_ratios(alone, both, name, p)) for p in ("", prefix))
+        each = ", ".join(f"{r:.2f}" for r in _ratios(alone, both, name))
+        parts.append((title, f"{whole:.2f}", each, f"{model:.2f}", f"{whole / model:.2f}"))
+    header = ("by accuracy / co-searched", "mean", "each seed", "by the model alone", "by crossbars and bits alone")
+    report.table(header, parts, "By the model alone: both models mapped naively.")
+    report.section("Energy by component")
+    shares = [("by accuracy, naive", alone, "energy"), ("co-searched, naive", both, "naive_energy")]
+    shares.append(("co-searched", both, "energy"))
+    components = list(alone[0]["energy"])
+    rows = [(name, *(f"{statistics.fmean(r[key][c] for r in runs):.2f}" for c in components)) for name, runs, key in shares]
+    report.table(("design", *components), rows, "nJ a sample, means over seeds.")
+    report.section("Fronts")
+    series = {f"seed {s}": ([p[2] for p in b["front"]], [p[0] for p in b["front"]]) for s, b in zip(lab.seeds, both, strict=True)}
+    drawing = plots.scatter({"": series}, ["energy, nJ"], "NE, by the supernet")
+    report.plot("fronts", drawing, "Designs that no other beats in NE, energy, latency and area.")
+    for seed, b in zip(lab.seeds, both, strict=True):
+        report.facts({f"seed {seed}: {name}": option for name, option in b["architecture"].items()}, ("choice", "option"))
+
+
+def _row(run: dict[str, Any], val: float, test: float) -> tuple[Any, ...]:
+    costs = run["costs"]
+    latency = round(costs["latency_ns"])
+    return f"{val:.5f}", f"{test:.5f}", round(costs["macs"]), f"{costs['energy_nj']:.1f}", latency, f"{costs['area_mm2']:.3f}"

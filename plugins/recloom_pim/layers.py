@@ -1,0 +1,117 @@
+"""Linear layers on crossbars: any module's, with their parameters and names as they were."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recloom.linear import Linear
+from recloom.search.operators import Operator, Pieces, SlicedLinear
+from recloom.search.slices import part
+from recloom_pim.crossbars import Crossbars
+from recloom_pim.quantise import Device, Precision, crossbar_linear
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)(?:\.|$)")
+
+
+class Board:
+    """The crossbars that the layers of a module share; what it holds can change between two forward passes.
+
+    Args:
+        crossbars: Their configuration; None: layers compute in full precision.
+        device: Imperfections.
+        prefix: What names of layers are told without, if they begin with it.
+    """
+
+    def __init__(self, crossbars: Crossbars | None, device: Device, prefix: str = "") -> None:
+        self.crossbars = crossbars
+        self.device = device
+        self.prefix = prefix
+        self.layers: list[str] = []
+
+    def linear(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output; in training each call draws a chip, in evaluation rows are divided over chips."""
+        if self.crossbars is None:
+            return F.linear(x, weight, bias)
+        p, device = Precision.of(self.crossbars, layer.pim_group), self.device
+        if layer.training or torch.compiler.is_exporting():
+            return crossbar_linear(x, weight, bias, p, device, None)
+        found = []
+        for chip, rows in enumerate(x.tensor_split(device.draws)):
+            generator = torch.Generator(x.device).manual_seed(hash((device.seed, layer.pim_place, chip)) % 2**63)
+            found.append(crossbar_linear(rows, weight, bias, p, device, generator))
+        return torch.cat(found)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what reports say about it."""
+        h = self.crossbars
+        if h is None:
+            return []
+        words = f"{h.rows} x {h.columns}, {h.cell_bits}-bit cells, {h.dac_bits}-bit DACs, {h.adc_bits}-bit ADCs"
+        return [("crossbars", words), ("layers on crossbars", str(len(self.layers)))]
+
+
+class CrossbarLinear(nn.Linear):
+    """A linear layer of a board; layers become one by `place`."""
+
+    pim_board: Board
+    pim_group: str
+    pim_place: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ... x in_features to ... x out_features."""
+        return self.pim_board.linear(self, input, self.weight, self.bias)
+
+
+class CrossbarSlicedLinear(CrossbarLinear, SlicedLinear):
+    """A linear layer on any pieces of its input, of a board."""
+
+    def pieces(self, inputs: Pieces, rows: slice) -> Tensor:
+        """Return ... x rows of all pieces together: they share crossbars."""
+        values = [piece.values for piece in inputs]
+        weights = [part(self.weight, rows, piece.columns) for piece in inputs]
+        bias = None if self.bias is None else part(self.bias, rows)
+        x = values[0] if len(values) == 1 else torch.cat(values, -1)
+        return self.pim_board.linear(self, x, weights[0] if len(weights) == 1 else torch.cat(weights, -1), bias)
+
+
+_BECOME: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: CrossbarLinear,
+    Linear: CrossbarLinear,
+    SlicedLinear: CrossbarSlicedLinear,
+}
+
+
+def group_of(name: str) -> str:
+    """Return the group of a layer by its name: "block3" of "network.blocks.2. ..."; else its first part."""
+    found = _BLOCK.search(name)
+    return f"block{int(found[1]) + 1}" if found else name.split(".")[0]
+
+
+def place(module: nn.Module, board: Board) -> None:
+    """Let the linear layers of a module compute on a board; those that do already are left alone.
+
+    nn.Linear, recloom's Linear and SlicedLinear themselves change their class, as torch's parametrisations do:
+    parameters, their names and checkpoints stay the same. So do operators of search spaces with weights of their own.
+    Other weights, and products of two computed operands, stay in full precision.
+
+    Args:
+        module: Any module.
+        board: The board.
+    """
+    for name, layer in module.named_modules():
+        kind = _BECOME.get(type(layer))
+        if kind is not None:
+            layer.__class__ = kind
+        elif isinstance(layer, Operator) and "product" not in vars(layer) and list(layer.parameters(recurse=False)):
+            layer.product = functools.partial(board.linear, layer)  # type: ignore[assignment]
+        else:
+            continue
+        name = name.removeprefix(board.prefix)
+        layer.pim_board, layer.pim_group, layer.pim_place = board, group_of(name), len(board.layers)  # type: ignore[assignment]
+        board.layers.append(name)

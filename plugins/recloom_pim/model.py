@@ -1,0 +1,94 @@
+"""Any ranking model on crossbars: as a model of its own, or by a callback of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from recloom.batch import Batch
+from recloom.model import RankingModule
+from recloom.optim import OptimizerConfig
+from recloom.sequence import Histories
+from recloom_pim.crossbars import Crossbars
+from recloom_pim.layers import Board
+from recloom_pim.quantise import Device
+
+ModelFactory = Callable[[dict[str, Any] | None], RankingModule]
+
+
+class OnCrossbars(RankingModule):
+    """A ranking model whose linear layers are on crossbars, from the first training step.
+
+    Training sees a new chip in every product; validation, test and prediction divide a batch's rows over
+    `device.draws` chips, so that metrics are those that are expected of a chip. Exported models are quantised, and have
+    no noise.
+
+    Args:
+        schema: Feature schema of the data; filled in from the data module.
+        model: The model: DLRM, NASRecNet, or any other RankingModule.
+        crossbars: The crossbars, and the bits of its layers.
+        device: Imperfections of cells and converters.
+        optimizer: Optimizers and learning rates; unset: the model's own.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None = None,
+        model: ModelFactory | None = None,
+        crossbars: Crossbars | None = None,
+        device: Device | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        super().__init__(schema, optimizer)
+        if model is None:
+            from recloom.errors import RecloomError
+
+            raise RecloomError("OnCrossbars: no model is given", "Set model.init_args.model.class_path.")
+        self.model = model(schema)
+        self.uses_histories = self.model.uses_histories
+        if optimizer is None:
+            self.optimizer_config = self.model.optimizer_config
+        self.pim = Board(crossbars or Crossbars(), device or Device(), "model.")
+
+    def forward(
+        self,
+        dense: Tensor,
+        values: Tensor,
+        offsets: Tensor | None = None,
+        weights: Tensor | None = None,
+        histories: Histories | None = None,
+    ) -> Tensor:
+        """Return the model's logits; see DLRM for the arguments."""
+        inputs = (dense, values, offsets, weights)
+        found: Tensor = self.model(*inputs, histories) if self.uses_histories else self.model(*inputs)
+        return found
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the model's logits of a batch."""
+        return self.model.logits(batch)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the model's loss."""
+        return self.model.loss(logits, batch)
+
+
+class PIMNoise(Callback):
+    """Puts the linear layers of the model that is trained on crossbars: what OnCrossbars does, for a config as it is.
+
+    In YAML: trainer: {callbacks: [{class_path: recloom_pim.model.PIMNoise}]}.
+
+    Args:
+        crossbars: The crossbars, and the bits of the layers; unset: ISAAC's, 8 bits.
+        device: Imperfections of cells and converters.
+    """
+
+    def __init__(self, crossbars: Crossbars | None = None, device: Device | None = None) -> None:
+        self.board = Board(crossbars or Crossbars(), device or Device())
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Tell the module, before it lets plugins wrap its layers."""
+        pl_module.pim = self.board  # type: ignore[assignment]
