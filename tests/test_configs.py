@@ -18,13 +18,27 @@ def name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
+def small_search(config: dict) -> list[str]:
+    """Return the options that make any search on generated data one of two candidates."""
+    rows = ["--data.num_train=2048", "--data.num_val=512", "--data.num_test=512", "--data.batch_size=128"]
+    found = [*rows, "--data.num_workers=0", "--trials=2", "--batch=2", "--retrain=0", "--progress=false"]
+    if config.get("evaluator", {}).get("class_path") == "SupernetEvaluator":
+        steps = ["--evaluator.steps=2", "--evaluator.finetune_steps=1"]
+        return [*found, *steps, "--evaluator.rows=1024", "--evaluator.eval_rows=512"]
+    return [*found, "--evaluator.max_steps=2"]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("#"), "a config starts with what it is and the command that runs it"
-    assert f"recloom fit --config configs/{name(path)}" in path.read_text()
+    command = "search" if "space" in config else "fit"
+    assert f"recloom {command} --config configs/{name(path)}" in path.read_text()
     data = config["data"]["class_path"]
+    if command == "search":
+        assert main(["search", "--config", str(path), *small_search(config)]) == 0
+        return
     arguments = list(SMALL)
     if data in ("SyntheticClicks", "SyntheticBehaviour"):
         arguments += ["--data.num_train=4096", "--data.num_val=1024", "--data.num_workers=0", "--data.batch_size=128"]

@@ -73,6 +73,7 @@ def register(catalog: Catalog) -> None:
         catalog.search_methods.add(name, f"recloom.search.methods.{path}", summary=summary)
     for name, path, summary in (
         ("FromScratch", "scratch:FromScratch", "each candidate trained from fresh weights"),
+        ("MovingBaseline", "moving:MovingBaseline", "gains over a baseline trained on the same rows"),
         ("SupernetEvaluator", "supernet:SupernetEvaluator", "shared weights, the last layer fine-tuned"),
         ("ZeroCost", "zerocost:ZeroCost", "proxies at the start of training"),
     ):

@@ -73,6 +73,7 @@ def export_model(
             f"{type(module).__name__} needs more of a batch than dense values, categorical ids and histories",
             "Only models whose `forward` takes those can be exported.",
         )
+    module.on_export()
     serving = ServingModel(module.eval().cpu(), logits)
     aside = path.with_name(f".{path.name}.part")
     shutil.rmtree(aside, ignore_errors=True)

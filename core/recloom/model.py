@@ -112,6 +112,9 @@ class RankingModule(LightningModule, ABC):
         total = F.binary_cross_entropy_with_logits(logits.float(), batch.labels, weights, reduction="sum")
         return total / weights.sum()
 
+    def on_export(self) -> None:
+        """Leave out what serving does not need (noise that evaluation simulates); by default nothing."""
+
     # Lightning's hooks
 
     def configure_model(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -61,6 +61,8 @@ def classify(features: np.ndarray, y: np.ndarray, kernel: bool, seed: int) -> np
         machine = GridSearchCV(make_pipeline(StandardScaler(with_std=False), SVC()), grid, cv=3)
         features = features / features.std()
     else:
-        machine = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=[1e-3, 1e-2, 1e-1, 1.0], cv=3, max_iter=300))
+        machine = make_pipeline(
+            StandardScaler(), GridSearchCV(LogisticRegression(max_iter=300), {"C": [1e-3, 1e-2, 1e-1, 1.0]}, cv=3)
+        )
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
     return cross_val_predict(machine, features, y, cv=folds)

@@ -18,6 +18,8 @@ from recloom_distkernels.mean_embedding import MeanEmbedding
 from recloom_distkernels.options import say
 from recloom_distkernels.samplesets import SampleSets
 
+_NU = 0.5  # of the one-class machine: the authors' py-sdm tunes none
+
 
 def gram(argv: list[str]) -> int:
     """Write the kernel matrix of sets of points, repaired to be positive semidefinite, for each divergence and k."""
@@ -78,9 +80,7 @@ def detect(argv: list[str]) -> int:
     parser = options.parser(
         "detect", "Rank sets of points by how unusual they are.", ".parquet: name, score, outlier; most unusual first"
     )
-    parser.add_argument(
-        "--nu", type=float, default=0.1, metavar="SHARE", help="of outliers among the sets (default: 0.1)"
-    )
+    parser.add_argument("--share", type=float, default=0.1, help="of the sets that are called outliers (default: 0.1)")
     parser.add_argument(
         "--method",
         choices=("exact", "fourier"),
@@ -91,10 +91,11 @@ def detect(argv: list[str]) -> int:
     options.add_kernel_options(parser, many=False)
     arguments = parser.parse_args(argv)
     _suffix(arguments.output, ".parquet")
-    if not 0 < arguments.nu <= 1:
-        raise RecloomError(f"--nu {arguments.nu} is no share", "Give a number above 0, at most 1.")
+    if not 0 < arguments.share < 1:
+        raise RecloomError(f"--share {arguments.share} is no share", "Give a number between 0 and 1.")
     sets = options.load(arguments)
     scores = _scores(sets, arguments)
+    scores -= np.quantile(scores, arguments.share)
     order = np.argsort(scores, kind="stable")
     names = [sets.names[i] for i in order]
     table = pa.table({"name": _column(names), "score": scores[order], "outlier": scores[order] < 0})
@@ -128,16 +129,16 @@ def _vectors(sets: SampleSets, arguments: Any) -> tuple[list[Any], np.ndarray]:
 
 
 def _scores(sets: SampleSets, arguments: Any) -> np.ndarray:
-    """Return S scores, lower for more unusual sets, negative for outliers."""
+    """Return S scores, lower for more unusual sets."""
     from sklearn.svm import OneClassSVM
 
     if arguments.method == "fourier":
         say("random Fourier mean embeddings, then a one-class SVM on their inner products")
         vectors = MeanEmbedding().fit_transform(sets)
-        machine = OneClassSVM(kernel="rbf", gamma="scale", nu=arguments.nu).fit(vectors)
+        machine = OneClassSVM(kernel="rbf", gamma="scale", nu=_NU).fit(vectors)
         return machine.decision_function(vectors)
     matrix = _gram(sets, arguments).matrix()
-    return OneClassSVM(kernel="precomputed", nu=arguments.nu).fit(matrix).decision_function(matrix)
+    return OneClassSVM(kernel="precomputed", nu=_NU).fit(matrix).decision_function(matrix)
 
 
 def _gram(sets: SampleSets, arguments: Any) -> SetGram:

@@ -54,8 +54,8 @@ class Directed:
         cross: S x T statistics.
         own_x: S statistics of the sets x alone.
         own_y: T statistics of the sets y alone.
-        n: S sizes of the sets x.
-        m: T sizes of the sets y.
+        n: S sizes of the sets x, float64.
+        m: T sizes of the sets y, float64.
         dim: Dimension of the points.
         k: The neighbour.
         same: Whether x and y are the same sets, in the same order: the diagonal holds each set against itself.
@@ -84,6 +84,9 @@ class NeighbourDivergence(Divergence):
     `statistic` is called for every part of a run, and averages over the points of each set; `values` makes the
     divergences of all pairs of those averages at the end. One search serves all divergences and all k.
     """
+
+    two_sided: bool = True
+    """Whether `values` needs the statistics from y towards x."""
 
     def ranks(self, k: int, n: Tensor, m: Tensor) -> tuple[int, int]:
         """Return how many neighbours are needed in a point's own set and in target sets, for sizes n and m."""
@@ -134,8 +137,8 @@ class Part:
     Args:
         dim: Dimension of the points.
         k: The neighbour asked for.
-        n: S sizes of the sets.
-        m: T sizes of the target sets.
+        n: S sizes of the sets, int64.
+        m: T sizes of the target sets, int64.
         rho: 1 x K x N distances in the own sets.
         nu: T x K x N distances in the target sets.
     """

@@ -48,7 +48,7 @@ class SetGram:
         engine: str | KnnEngine = "auto",
     ) -> None:
         if k < 1:
-            raise RecloomError(f"there is no {k}th neighbour", "Take k of at least 1; 3 is usual.")
+            raise RecloomError(f"there is no neighbour {k}", "Take k of at least 1; 3 is usual.")
         self.divergence = parse(divergence, Divergence)
         self.kernel = parse(kernel, Kernel)
         self.psd = parse(psd, PSDRepair)

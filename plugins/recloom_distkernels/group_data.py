@@ -110,7 +110,7 @@ class GroupDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _loader(self, split: str, size: int, shuffle: bool = False) -> DataLoader[GroupBatch]:
-        return DataLoader(self._splits[split], size, shuffle=shuffle, collate_fn=_same)  # type: ignore[arg-type]
+        return DataLoader(self._splits[split], batch_size=size, shuffle=shuffle, collate_fn=_same)  # type: ignore[arg-type]
 
 
 def _same(batch: GroupBatch) -> GroupBatch:

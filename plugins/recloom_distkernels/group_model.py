@@ -54,9 +54,9 @@ class GroupModel(pl.LightningModule):
         bandwidth: float = 1.0,
         divergence: str = "mmd",
         k: int = 3,
-        landmarks: int = 32,
+        landmarks: int = 16,
         landmark_points: int = 16,
-        lr: float = 0.003,
+        lr: float = 0.01,
     ) -> None:
         super().__init__()
         dim = len(FeatureSchema.from_dict(schema).dense)

@@ -44,7 +44,7 @@ class JensenShannon(NeighbourDivergence):
 
     def own(self, part: Part) -> Tensor:
         """Return S values of log(n-1) + d mean(log rho)."""
-        return (part.n - 1.0).log() + part.dim * part.mean(part.log_rho)[0]
+        return (part.n.double() - 1).log() + part.dim * part.mean(part.log_rho)[0]
 
     def statistic(self, part: Part) -> Tensor:
         """Return T x S means of d log r - psi(i), for the ball of radius r around a point, which holds i points."""

@@ -43,6 +43,22 @@ class KnnEngine(ABC):
         ]
         return torch.cat(found, dim=1)
 
+    def halves(self, dim: int, k: int, sizes: Tensor) -> bool:
+        """Return whether `both` takes less time than two searches among sets of these sizes."""
+        return False
+
+    def both(self, x: Tensor, x_bounds: Tensor, y: Tensor, y_bounds: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the squared distances from x to y, T x k x N, and from y to x, S x k x M.
+
+        Args:
+            x: N x d, the points of S sets.
+            x_bounds: S+1 bounds of the sets in x.
+            y: M x d, the points of T other sets.
+            y_bounds: T+1 bounds of the sets in y.
+            k: Number of neighbours.
+        """
+        return self.search(x, y, y_bounds, k), self.search(y, x, x_bounds, k)
+
 
 def choose_engine(values: Tensor, largest: int) -> KnnEngine:
     """Return the engine that is fastest for such points (measured, see docs/papers/distkernels.md).

@@ -49,7 +49,8 @@ class DivergenceLayer(nn.Module):
         if y is None or y_lengths is None:
             y, y_lengths = x, x_lengths
         there = self._directed(x, x_lengths, y, y_lengths, same)
-        back = there if same else self._directed(y, y_lengths, x, x_lengths, same)
+        one_sided = same or not self.divergence.two_sided
+        back = there if one_sided else self._directed(y, y_lengths, x, x_lengths, same)
         return self.divergence.values(there, back)
 
     def _directed(self, x: Tensor, n: Tensor, y: Tensor, m: Tensor, same: bool) -> Directed:
@@ -58,34 +59,44 @@ class DivergenceLayer(nn.Module):
         part = _Part(x.shape[1], self.k, n, m, rho, cross)
         own_y = self.divergence.own(_Part(y.shape[1], self.k, m, m, self._own(y, m), cross))
         statistic = self.divergence.statistic(part).t()
-        return Directed(statistic, self.divergence.own(part), own_y, n, m, x.shape[1], self.k, same)
+        return Directed(statistic, self.divergence.own(part), own_y, n.double(), m.double(), x.shape[1], self.k, same)
 
     def _own(self, x: Tensor, n: Tensor) -> Tensor:
         """Return 1 x N log distances to the k-th neighbours in the own sets."""
         sets = torch.repeat_interleave(torch.arange(len(n), device=x.device), n)
-        nearest = self._nearest(x, x, n, True)  # S x N
-        return self._log_distances(x, x, nearest.gather(0, sets[None]))
+        rows, there = _places(n)
+        with torch.no_grad():
+            rows, there = rows[sets], there[sets]  # N x longest
+            distances = (x[:, None] - x[rows]).square().sum(dim=2).masked_fill_(~there, torch.inf)
+            distances.masked_fill_(rows == torch.arange(len(x), device=x.device)[:, None], torch.inf)
+            nearest = rows.gather(1, distances.kthvalue(self.k, dim=1, keepdim=True).indices)
+        return self._log_distances(x, x, nearest.t())
 
     @torch.no_grad()
     def _nearest(self, x: Tensor, y: Tensor, m: Tensor, same: bool) -> Tensor:
         """Return T x N: the row in y of the k-th neighbour of each point of x in each set of y."""
-        longest = int(m.max())
         if int(m.min()) < self.k + same:
             raise RecloomError(
-                f"a set of {int(m.min())} points has no {self.k}th neighbour", "Take larger sets, or a smaller k."
+                f"a set of {int(m.min())} points has no neighbour {self.k}", "Take larger sets, or a smaller k."
             )
         distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # N x M
         if same:
             distances.fill_diagonal_(torch.inf)
-        places = torch.arange(longest, device=x.device)
-        rows = ((m.cumsum(0) - m)[:, None] + places).clamp(max=len(y) - 1)  # T x longest
-        distances = distances[:, rows].masked_fill_(places >= m[:, None], torch.inf)  # N x T x longest
+        rows, there = _places(m)
+        distances = distances[:, rows].masked_fill_(~there, torch.inf)  # N x T x longest
         chosen = distances.kthvalue(self.k, dim=2).indices.t()  # T x N
         return rows.gather(1, chosen)
 
     def _log_distances(self, x: Tensor, y: Tensor, nearest: Tensor) -> Tensor:
         squared = (x - y[nearest]).double().square().sum(dim=-1)  # T x N
         return 0.5 * squared.clamp(min=self.floor**2).log()
+
+
+def _places(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (T x longest rows of the points of each set, and which of them there are)."""
+    places = torch.arange(int(m.max()), device=m.device)
+    rows = (m.cumsum(0) - m)[:, None] + places
+    return rows.clamp(max=int(m.sum()) - 1), places < m[:, None]
 
 
 class _Part(Part):
@@ -139,10 +150,10 @@ class MMDLayer(nn.Module):
         """Return S x T means of exp(-|x-y|² / 2σ²)."""
         squared = (x[:, None] - y).square().sum(dim=2)  # N x M, whose gradient at 0 is 0, not NaN
         values = torch.exp(-squared / (2 * torch.exp(2 * self.log_sigma)))
-        return _averaging(n) @ values @ _averaging(m).t()
+        return _averaging(n, values.dtype) @ values @ _averaging(m, values.dtype).t()
 
 
-def _averaging(lengths: Tensor) -> Tensor:
+def _averaging(lengths: Tensor, dtype: torch.dtype) -> Tensor:
     """Return S x N: what averages over the points of each set."""
     sets = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    return (torch.arange(len(lengths), device=lengths.device)[:, None] == sets) / lengths[:, None].float()
+    return (torch.arange(len(lengths), device=lengths.device)[:, None] == sets) / lengths[:, None].to(dtype)

@@ -26,6 +26,8 @@ class KL(NeighbourDivergence):
         clamp: Raise negative estimates to 0.
     """
 
+    two_sided = False
+
     def __init__(self, clamp: bool = True) -> None:
         self.clamp = clamp
 
@@ -47,6 +49,8 @@ class AlphaDivergence(NeighbourDivergence):
         alpha: The exponent α; not 1.
         clamp: Keep estimates in the divergence's range.
     """
+
+    two_sided = False
 
     def __init__(self, alpha: float = 0.8, clamp: bool = True) -> None:
         if alpha == 1:

@@ -119,7 +119,11 @@ def divergences(
     todo = cache.missing(sets, wanted, ks)
     if todo:
         seconds = estimate_seconds(sets, None, todo, ks, engine)
-        say(f"{', '.join(todo)}: {sets.points**2:,} pairs of points, about {duration(seconds)}")
+        size = len(sets) ** 2 * 8 * len(wanted) * len(ks) / 2**20
+        say(
+            f"{', '.join(todo)}: {sets.points**2:,} pairs of points, about {duration(seconds)}; "
+            f"the matrices take {size:,.0f} MiB"
+        )
         if seconds > 60:
             say("(`recloom embed --method fourier` is linear in the number of points)")
     else:

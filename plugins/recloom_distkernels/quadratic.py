@@ -17,6 +17,7 @@ class Linear(NeighbourDivergence):
     """
 
     similarity = True
+    two_sided = False
 
     def own(self, part: Part) -> Tensor:
         """Return S logarithms of mean(rho^-d)."""
@@ -47,6 +48,7 @@ class L2(Linear):
 
     similarity = False
     symmetric = True
+    two_sided = True
 
     def values(self, there: Directed, back: Directed) -> Tensor:
         """Return S x T distances."""

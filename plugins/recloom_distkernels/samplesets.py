@@ -144,7 +144,7 @@ class SampleSets:
         if int(self.sizes.min()) < least:
             worst = int(self.sizes.argmin())
             raise DataError(
-                f"set {self.names[worst]!r} has {int(self.sizes[worst])} points, and the {k}th neighbour needs "
+                f"set {self.names[worst]!r} has {int(self.sizes[worst])} points, and neighbour {k} needs "
                 f"{least}; {int((self.sizes < least).sum())} of {len(self)} sets are so small",
                 "Leave small sets out, or take a smaller k, MMD or random features.",
             )

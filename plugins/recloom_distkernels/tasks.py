@@ -66,7 +66,6 @@ def ring(count: int, points: int, seed: int) -> LabelledSets:
         angles = generator.uniform(0, 2 * np.pi, points)
         if label:
             angles = generator.integers(0, 4, points) * np.pi / 2 + generator.normal(0, 0.25, points)
-        angles += generator.uniform(0, 2 * np.pi)
         circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         sets.append(circle + generator.normal(0, 0.15, (points, 2)))
     return SampleSets.from_list(sets), labels.astype(np.float64)

@@ -94,8 +94,9 @@ def load(path: str | None = None) -> Constants:
     for name in known:
         if name not in entries:
             raise DataError(f"{where} has no {name}", "Start from the plugin's constants.yaml and change values.")
-    values = {name: entry["value"] for name, entry in entries.items()}
-    return Constants(**{name: tuple(v) if isinstance(v, list) else float(v) for name, v in values.items()})
+    values: dict[str, Any] = {name: entry["value"] for name, entry in entries.items()}
+    values = {name: tuple(v) if isinstance(v, list) else float(v) for name, v in values.items()}
+    return Constants(**values)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from recloom_pim.crossbars import Configurations, Crossbars
 from recloom_pim.layout import Dynamic, Layout
 from recloom_pim.pricing import COMPONENTS, AdcLaw, Prices, price
 
+DYNAMIC, ADC_LAWS = ("digital", "crossbar"), ("sar", "power")
 NAMES = ("energy_nj", "latency_ns", "area_mm2", "arrays", "utilisation")
 
 
@@ -42,9 +44,10 @@ class PIMCost(CostModel):
         adc_law: AdcLaw = "sar",
         constants: str | None = None,
     ) -> None:
-        for name, value, known in (("dynamic", dynamic, ("digital", "crossbar")), ("adc_law", adc_law, ("sar", "power"))):
-            if value not in known:
-                raise unknown(f"PIMCost: {name}", value, known)
+        if dynamic not in DYNAMIC:
+            raise unknown("PIMCost: dynamic", dynamic, DYNAMIC)
+        if adc_law not in ADC_LAWS:
+            raise unknown("PIMCost: adc_law", adc_law, ADC_LAWS)
         self.crossbars = crossbars or Crossbars()
         self.dynamic: Dynamic = dynamic
         self.adc_law: AdcLaw = adc_law
@@ -66,16 +69,21 @@ class PIMCost(CostModel):
         """Return what each work of a model costs on `crossbars`, and what the whole does."""
         layout = Layout.of(program, self.dynamic)
         each = self.prices(program, [self.crossbars], by_work=True)
-        whole = _told(self.prices(program, [self.crossbars]), 0)
+        whole = self.prices(program, [self.crossbars])
+        used = [name for name in COMPONENTS if whole.energy[name][0] > 0]
         rows: list[Sequence[Any]] = []
-        for place, (name, kind) in enumerate(zip(layout.names, layout.kinds, strict=True)):
-            shares = [float(each.energy[component][0, place]) for component in COMPONENTS]
-            rows.append((name, kind, *map(_figure, shares), _figure(sum(shares))))
-        total = [float(each.energy[component][0].sum()) for component in COMPONENTS]
-        rows.append(("total", "", *map(_figure, total), _figure(sum(total))))
-        words = ", ".join(f"{name} {_figure(value)}" for name, value in whole.items())
-        caption = f"Energy by component, nJ a sample, on {_describe(self.crossbars)}. {words}."
-        return [CostTable(("work", "becomes", *COMPONENTS, "all"), rows, caption)]
+        for place, work in enumerate(program.works):
+            alone = self.prices(Program([replace(work, inputs=(), weights_of=-1)]), [self.crossbars])
+            shares = [float(each.energy[name][0, place]) for name in used]
+            arrays = int(alone.arrays[0]) if work.weights_of < 0 else 0
+            sizes = (str(arrays) if arrays else "", _figure(float(alone.latency[0])))
+            rows.append((work.name, layout.kinds[place], *sizes, *map(_figure, shares), _figure(sum(shares))))
+        total = [float(whole.energy[name][0]) for name in used]
+        sizes = (str(int(whole.arrays[0])), _figure(float(whole.latency[0])))
+        rows.append(("total", "", *sizes, *map(_figure, total), _figure(sum(total))))
+        words = ", ".join(f"{name} {_figure(value)}" for name, value in _told(whole, 0).items())
+        caption = f"For one sample, on {_describe(self.crossbars)}; energy in nJ. {words}."
+        return [CostTable(("work", "becomes", "crossbars", "ns", *used, "nJ"), rows, caption)]
 
     def compare(self, models: Mapping[str, tuple[Program, Genotype]], context: SearchContext) -> list[CostTable]:
         """Return the energy of models by component, beside that of the naive mapping, and ratios of the two."""

@@ -1,4 +1,4 @@
-"""`recloom reproduce pim`: a model searched with its crossbars beside one found by accuracy alone and mapped naively."""
+"""`recloom reproduce pim`: models searched with their crossbars beside models found by accuracy, mapped naively."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recloom.experiment import Budget, Claim, Experiment, Lab
 from recloom_pim import constants
 
 SCOPE: dict[Budget, str] = {
-    "small": "300,000 generated clicks a seed, models of up to 3 blocks, supernets of 1,200 steps, 128 candidates a "
+    "small": "200,000 generated clicks a seed, models of up to 3 blocks, supernets of 1,000 steps, 64 candidates a "
     "search: it shows what searching the crossbars too is worth on such data, and how much of it the crossbars, the "
     "bits and the model are. It cannot show what real click logs gain, nor what the paper's own cost model, which is "
     "not public, would say.",
@@ -27,10 +27,11 @@ class PIMExperiment(Experiment):
     paper = "Zhang et al. 2024, Towards Automated Model Design on Recommender Systems, arXiv 2411.07569"
     summary = (
         "Two searches on the same rows. One by NE alone in NASRec's small space: its best model, trained from scratch, "
-        "is mapped naively (ISAAC's crossbars, 8 bits), both as it is and trained for that mapping, of which the better "
-        "NE counts. The other over models, crossbars and bits together, by NE, energy, latency and area, with the first "
-        "one's area as its limit: of its candidates trained from scratch the one that saves most at the same validation "
-        "NE, within 0.1%. All are measured on crossbars with 5% variation and some stuck cells, over three chips."
+        "is mapped naively (ISAAC's crossbars, 8 bits), as it is and trained for that mapping, of which the better NE "
+        "counts. The other over models, crossbars and bits together, by NE, energy, latency and area, with the first "
+        "one's area as its limit: of its candidates trained from scratch the one that saves most at the same "
+        "validation NE, within 0.1%. All are measured on crossbars with 5% variation and some stuck cells, over three "
+        "chips."
     )
     scope = SCOPE
 
@@ -42,10 +43,11 @@ class PIMExperiment(Experiment):
         setting = SETTINGS[lab.budget]()
         alone: Runs = []
         both: Runs = []
+        folder = lab.out / "searches"
         for seed in lab.seeds:
-            folder = lab.out / "searches"
             first = lab.once(
-                f"accuracy-seed{seed}", lambda s=seed: codesign.by_accuracy(setting, s, folder / f"accuracy-{s}")  # type: ignore[misc]
+                f"accuracy-seed{seed}",
+                lambda s=seed: codesign.by_accuracy(setting, s, folder / f"accuracy-{s}"),  # type: ignore[misc]
             )
             alone.append(first)
             both.append(
@@ -61,14 +63,14 @@ class PIMExperiment(Experiment):
 def _small() -> Any:
     from recloom_pim.codesign import Setting
 
-    return Setting(3, (16, 32, 64, 128), (16, 32), (300_000, 50_000, 100_000), 1200, 128, finetune_steps=40)
+    return Setting(3, (16, 32, 64, 128), (16, 32), (200_000, 50_000, 100_000), 1000, 64)
 
 
 def _full() -> Any:
     from recloom_pim.codesign import Setting
 
     widths = (16, 32, 64, 128, 256, 512, 768, 1024)
-    return Setting(7, widths, (16, 32, 48, 64), (4_000_000, 200_000, 400_000), 8000, 1000, finetune_steps=500)
+    return Setting(7, widths, (16, 32, 48, 64), (4_000_000, 200_000, 400_000), 8000, 1000, 500, 5)
 
 
 SETTINGS = {"small": _small, "full": _full}
@@ -129,33 +131,45 @@ def _tell(report: Report, alone: Runs, both: Runs, lab: Lab) -> None:
         rows.append((seed, "searched with its crossbars", *_row(b, b["val_ne"], b["test_ne"])))
     header = ("seed", "design", "val NE", "test NE", "MACs", "energy, nJ", "latency, ns", "area, mm2")
     best = ", ".join(f"{a['ne']['exact']['oracle']:.5f}" for a in alone)
-    report.table(
-        header, rows, f"Exact: in full precision, without noise. The best possible test NE by seed: {best}."
-    )
+    report.table(header, rows, f"Exact: in full precision, without noise. The best possible test NE by seed: {best}.")
     names = {"macs": "MACs", "energy_nj": "energy", "latency_ns": "latency", "area_mm2": "area"}
-    parts = []
+    parts: list[tuple[Any, ...]] = []
     for name, title in names.items():
         prefix = "" if name == "macs" else "naive_"
         whole, model = (statistics.geometric_mean(_ratios(alone, both, name, p)) for p in ("", prefix))
         each = ", ".join(f"{r:.2f}" for r in _ratios(alone, both, name))
         parts.append((title, f"{whole:.2f}", each, f"{model:.2f}", f"{whole / model:.2f}"))
-    header = ("by accuracy / co-searched", "mean", "each seed", "by the model alone", "by crossbars and bits alone")
-    report.table(header, parts, "By the model alone: both models mapped naively.")
+    ratios = ("by accuracy / co-searched", "mean", "each seed", "by the model alone", "by crossbars and bits alone")
+    report.table(ratios, parts, "By the model alone: both models mapped naively.")
     report.section("Energy by component")
     shares = [("by accuracy, naive", alone, "energy"), ("co-searched, naive", both, "naive_energy")]
     shares.append(("co-searched", both, "energy"))
     components = list(alone[0]["energy"])
-    rows = [(name, *(f"{statistics.fmean(r[key][c] for r in runs):.2f}" for c in components)) for name, runs, key in shares]
+    rows = [
+        (name, *(f"{statistics.fmean(r[key][c] for r in runs):.2f}" for c in components)) for name, runs, key in shares
+    ]
     report.table(("design", *components), rows, "nJ a sample, means over seeds.")
     report.section("Fronts")
-    series = {f"seed {s}": ([p[2] for p in b["front"]], [p[0] for p in b["front"]]) for s, b in zip(lab.seeds, both, strict=True)}
+    series = {
+        f"seed {s}": ([p[2] for p in b["front"]], [p[0] for p in b["front"]])
+        for s, b in zip(lab.seeds, both, strict=True)
+    }
     drawing = plots.scatter({"": series}, ["energy, nJ"], "NE, by the supernet")
     report.plot("fronts", drawing, "Designs that no other beats in NE, energy, latency and area.")
     for seed, b in zip(lab.seeds, both, strict=True):
-        report.facts({f"seed {seed}: {name}": option for name, option in b["architecture"].items()}, ("choice", "option"))
+        report.facts(
+            {f"seed {seed}: {name}": option for name, option in b["architecture"].items()}, ("choice", "option")
+        )
 
 
 def _row(run: dict[str, Any], val: float, test: float) -> tuple[Any, ...]:
     costs = run["costs"]
     latency = round(costs["latency_ns"])
-    return f"{val:.5f}", f"{test:.5f}", round(costs["macs"]), f"{costs['energy_nj']:.1f}", latency, f"{costs['area_mm2']:.3f}"
+    return (
+        f"{val:.5f}",
+        f"{test:.5f}",
+        round(costs["macs"]),
+        f"{costs['energy_nj']:.1f}",
+        latency,
+        f"{costs['area_mm2']:.3f}",
+    )

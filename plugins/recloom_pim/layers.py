@@ -24,11 +24,11 @@ class Board:
 
     Args:
         crossbars: Their configuration; None: layers compute in full precision.
-        device: Imperfections.
+        device: Imperfections; None: operands are quantised, and nothing else.
         prefix: What names of layers are told without, if they begin with it.
     """
 
-    def __init__(self, crossbars: Crossbars | None, device: Device, prefix: str = "") -> None:
+    def __init__(self, crossbars: Crossbars | None, device: Device | None, prefix: str = "") -> None:
         self.crossbars = crossbars
         self.device = device
         self.prefix = prefix
@@ -39,8 +39,8 @@ class Board:
         if self.crossbars is None:
             return F.linear(x, weight, bias)
         p, device = Precision.of(self.crossbars, layer.pim_group), self.device
-        if layer.training or torch.compiler.is_exporting():
-            return crossbar_linear(x, weight, bias, p, device, None)
+        if layer.training or device is None:
+            return crossbar_linear(x, weight, bias, p, device)
         found = []
         for chip, rows in enumerate(x.tensor_split(device.draws)):
             generator = torch.Generator(x.device).manual_seed(hash((device.seed, layer.pim_place, chip)) % 2**63)

@@ -5,9 +5,9 @@ What each work becomes:
 | work | on the chip |
 |---|---|
 | matmul K x N, V vectors | crossbars that hold the matrix; each vector passes as ceil(b/d) slices of its b-bit values |
-| dynamic K x N, V vectors | K N V multiply-accumulates of the digital unit of its group; or the K x N operand is written to crossbars |
+| dynamic K x N, V vectors | K N V multiply-accumulates of its group's digital unit; or K x N cells are written first |
 | gather of V rows | V rows of N values read from memory off the chip |
-| elementwise V x N | V N operations of the digital unit of its group |
+| elementwise V x N | V N operations of its group's digital unit |
 """
 
 from __future__ import annotations

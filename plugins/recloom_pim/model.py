@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from recloom.batch import Batch
+from recloom.errors import RecloomError
 from recloom.model import RankingModule
 from recloom.optim import OptimizerConfig
+from recloom.plugins import catalog
 from recloom.sequence import Histories
 from recloom_pim.crossbars import Crossbars
 from recloom_pim.layers import Board
@@ -29,7 +31,7 @@ class OnCrossbars(RankingModule):
 
     Args:
         schema: Feature schema of the data; filled in from the data module.
-        model: The model: DLRM, NASRecNet, or any other RankingModule.
+        model: The model: DLRM, NASRecNet, or any other RankingModule; unset: DLRM.
         crossbars: The crossbars, and the bits of its layers.
         device: Imperfections of cells and converters.
         optimizer: Optimizers and learning rates; unset: the model's own.
@@ -44,11 +46,13 @@ class OnCrossbars(RankingModule):
         optimizer: OptimizerConfig | None = None,
     ) -> None:
         super().__init__(schema, optimizer)
-        if model is None:
-            from recloom.errors import RecloomError
-
-            raise RecloomError("OnCrossbars: no model is given", "Set model.init_args.model.class_path.")
-        self.model = model(schema)
+        factory: ModelFactory = model or catalog().models.load("DLRM")
+        self.model = factory(schema)
+        if type(self.model).logits is not RankingModule.logits:
+            raise RecloomError(
+                f"OnCrossbars: {type(self.model).__name__} takes more of a batch than its `forward` does",
+                "Train it as it is, with the callback recloom_pim.model.PIMNoise.",
+            )
         self.uses_histories = self.model.uses_histories
         if optimizer is None:
             self.optimizer_config = self.model.optimizer_config
@@ -67,9 +71,9 @@ class OnCrossbars(RankingModule):
         found: Tensor = self.model(*inputs, histories) if self.uses_histories else self.model(*inputs)
         return found
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return the model's logits of a batch."""
-        return self.model.logits(batch)
+    def on_export(self) -> None:
+        """Leave out the noise."""
+        self.pim.device = None
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the model's loss."""

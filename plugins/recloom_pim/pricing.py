@@ -1,7 +1,7 @@
 """Energy, latency and area of a model on crossbars, for many configurations at once.
 
-A matrix of K x N weights of w bits, applied to V vectors of b-bit values, on crossbars of R rows and C columns with c-bit
-cells and d-bit row converters, r times:
+A matrix of K x N weights of w bits, applied to V vectors of b-bit values, on crossbars of R rows and C columns with
+c-bit cells and d-bit row converters, r times:
 
     slices of a weight T = ceil(w/c), of a value S = ceil(b/d)
     arrays = r ceil(K/R) ceil(N T / C)          conversions = V S ceil(K/R) N T
@@ -125,15 +125,16 @@ def _price(x: Layout, h: Configurations, k: Constants, law: AdcLaw, by_work: boo
 
 def _energies(x: Layout, h: Configurations, m: _Matrices, k: Constants, law: AdcLaw) -> dict[str, Floats]:
     """Return the energy of each component and work, pJ, H x W."""
-    reads = x.vectors * m.S  # H x M
+    vectors = x.vectors * (x.rows * x.columns > 0)
+    reads = vectors * m.S  # H x M
     conversions = reads * m.down * x.columns * m.T
     drives = reads * x.rows * m.across
     cells = reads * x.rows * x.columns * m.T
     dac = (k.dac_energy * 2 ** (h.dac_bits - 1))[:, None]
     passed = x.columns * k.partial_sum_bits * np.maximum(m.down - 1, 0)  # partial sums of arrays one above the other
     taken = x.rows * m.b * np.ceil(m.across / k.arrays_per_unit)
-    stored = x.vectors * (taken + x.columns * m.b + passed)
-    moved = x.vectors * (k.bus_energy * (taken + x.columns * m.b) + k.router_energy * (x.rows * m.b + passed))
+    stored = vectors * (taken + x.columns * m.b + passed)
+    moved = vectors * (k.bus_energy * (taken + x.columns * m.b) + k.router_energy * (x.rows * m.b + passed))
     on_crossbars = {
         "adc": conversions * _adc(k, k.adc_energy, h.adc_bits, law)[:, None],
         "dac": drives * dac,

@@ -1,8 +1,9 @@
 """Products on crossbars as a network feels them: quantised operands, converters that round and clip, imperfect cells.
 
-A weight of w bits is stored as ISAAC stores it: offset by 2^(w-1), in ceil(w/c) cells of c bits. A vector of activations
-is mapped to 0 .. 2^b - 1 by its own least and greatest value, and driven onto the rows d bits at a time. Every sum of a
-column over at most R rows passes a converter of a bits. Gradients pass every rounding unchanged (straight-through).
+A weight of w bits is stored as ISAAC stores it: offset by 2^(w-1), in ceil(w/c) cells of c bits. A vector of
+activations is mapped to 0 .. 2^b - 1 by its own least and greatest value, and driven onto the rows d bits at a time.
+Every sum of a column over at most R rows passes a converter of a bits. Gradients pass every rounding unchanged
+(straight-through).
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def product(x: Tensor, q: Tensor, p: Precision, generator: torch.Generator | Non
     exact = x @ q.t()
     rows = min(p.rows, q.shape[1])
     error = p.conversion_error(rows) * math.sqrt(-(-q.shape[1] // rows))
-    if not error or torch.compiler.is_exporting():
+    if not error:
         return exact
     return exact + error * torch.randn(exact.shape, generator=generator, device=x.device)
 
@@ -191,7 +192,12 @@ def sliced_product(x: Tensor, q: Tensor, p: Precision, adc_range: float = 1.0) -
 
 
 def crossbar_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, p: Precision, device: Device, generator: torch.Generator | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    p: Precision,
+    device: Device | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return ... x N of ... x K activations, N x K weights and N biases, as crossbars compute it.
 
@@ -200,20 +206,22 @@ def crossbar_linear(
         weight: Weights.
         bias: Added after conversion, in full precision.
         p: The precision.
-        device: Imperfections.
+        device: Imperfections; None: operands are quantised, and nothing else.
         generator: Draws a chip's cells; None: a new chip, from torch's own generator.
     """
     flat = x.reshape(-1, x.shape[-1])
     ideal, scale = quantised_weight(weight, p.weight_bits)
     vectors, step, low = quantised_vectors(flat, p.activation_bits)
-    q = ideal
-    if not device.perfect and not torch.compiler.is_exporting():
-        q = ideal + cell_errors(ideal.detach(), p, device, generator)
-    if device.converters == "sliced" and not torch.compiler.is_exporting():
-        sums = straight_through(vectors @ ideal.t(), sliced_product(vectors.detach(), ideal.detach(), p, device.adc_range))
-        sums = sums + vectors @ (q - ideal).t()  # what imperfect cells add passes converters unrounded
+    if device is None:
+        sums = vectors @ ideal.t()
     else:
-        sums = product(vectors, q, p, generator)
+        errors = None if device.perfect else cell_errors(ideal.detach(), p, device, generator)
+        if device.converters == "sliced":
+            exact = sliced_product(vectors.detach(), ideal.detach(), p, device.adc_range)
+            sums = straight_through(vectors @ ideal.t(), exact)
+            sums = sums if errors is None else sums + vectors @ errors.t()  # they pass converters unrounded
+        else:
+            sums = product(vectors, ideal if errors is None else ideal + errors, p, generator)
     found = (sums * step + low * ideal.sum(1)) * scale
     found = found if bias is None else found + bias
     return found.view(*x.shape[:-1], weight.shape[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -73,6 +72,7 @@ class PIMSpace(SearchSpace):
             if not options or min(options) < 1 or (name == "weight_bits" and min(options) < 2):
                 raise RecloomError(f"PIMSpace: {name} is {list(options)}", "Give one or more positive numbers.")
         self.device = device or Device()
+        self._known: dict[Genotype, frozenset[str]] = {}
 
     @cached_property
     def choices(self) -> Sequence[Choice]:
@@ -170,11 +170,9 @@ class PIMSpace(SearchSpace):
         ]
         return np.concatenate([self.space.encode(self.model(genotype)), np.array(own, np.float32)])
 
-    @cached_property
-    def _live(self) -> Any:
-        @functools.lru_cache(maxsize=4096)
-        def live(model: Genotype) -> frozenset[str]:
+    def _live(self, model: Genotype) -> frozenset[str]:
+        """Return the groups that have products, for a canonical model."""
+        if model not in self._known:
             works = self.space.program(model, _PROBE).works
-            return frozenset(work.group for work in works if work.kind in ("matmul", "dynamic"))
-
-        return live
+            self._known[model] = frozenset(work.group for work in works if work.kind in ("matmul", "dynamic"))
+        return self._known[model]

@@ -46,10 +46,17 @@ def register(catalog: Catalog) -> None:
     for name, (path, summary) in BLOCKS.items():
         catalog.blocks.add(name, f"recloom_rankitect.blocks.{path}", summary=summary)
     catalog.models.add("GraphModel", "recloom_rankitect.model:GraphModel", summary="a model composed of blocks")
-    catalog.models.add("StackModel", "recloom_rankitect.stack:StackModel", summary="layers of DHEN, Wukong, DCN V2, ...")
+    catalog.models.add(
+        "StackModel", "recloom_rankitect.stack:StackModel", summary="layers of DHEN, Wukong, DCN V2, ..."
+    )
     catalog.search_spaces.add(
         "BlockSpace", "recloom_rankitect.space:BlockSpace", summary="graphs of blocks, from scratch"
     )
     catalog.search_spaces.add(
         "EngineersSpace", "recloom_rankitect.engineers:EngineersSpace", summary="a stack as engineers would design it"
+    )
+    catalog.experiments.add(
+        "rankitect",
+        "recloom_rankitect.experiments:RankitectExperiment",
+        summary="every search method on the same ground",
     )

@@ -56,7 +56,12 @@ def insert(
     source = head[port] if consumer == live else nodes[consumer][port]
     here = consumer + len(STEMS)  # the new node's place; what was there and later moves on
     right = space.sample_field(f"n{consumer + 1}.right", None, rng)[0]
-    new = [space.sample_field(f"n{consumer + 1}.block", None, rng)[0], int(rng.integers(len(space.widths))), source, right]
+    new = [
+        space.sample_field(f"n{consumer + 1}.block", None, rng)[0],
+        int(rng.integers(len(space.widths))),
+        source,
+        right,
+    ]
     moved = [[block, width, _after(left, here), _after(right, here)] for block, width, left, right in nodes[:-1]]
     head = [_after(place, here) for place in head]
     if consumer == live:

@@ -17,10 +17,11 @@ from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, bag_configs
 from recloom.errors import RecloomError
 from recloom.model import RankingModule
 from recloom.optim import OptimizerConfig
+from recloom.search.program import Program
 from recloom.sequence import Histories, SequenceArch, SequenceEncoder
 from recloom_rankitect.graph import Graph, from_document
 from recloom_rankitect.network import GraphNetwork, stem_features
-from recloom_rankitect.plan import Limits, plan, stem_of
+from recloom_rankitect.plan import Limits, lower, plan, stem_of
 
 
 def default_optimizer() -> OptimizerConfig:
@@ -62,8 +63,13 @@ class ComposedModel(RankingModule):
         )
         self.uses_histories = self.sequence_arch is not None
         histories = self.sequence_arch.num_vectors if self.sequence_arch is not None else 0
-        stem = stem_of(self.schema, self.sparse_arch.output_dim, histories)
-        self.network = GraphNetwork(plan(graph.pruned(), stem, limits), len(self.schema.labels))
+        self.stem = stem_of(self.schema, self.sparse_arch.output_dim, histories)
+        self.plan = plan(graph.pruned(), self.stem, limits)
+        self.network = GraphNetwork(self.plan, len(self.schema.labels))
+
+    def program(self) -> Program:
+        """Return what the model does for a sample, what encodes histories left out."""
+        return lower(self.plan, self.stem, self.schema)
 
     def forward(
         self,

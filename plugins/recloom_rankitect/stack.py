@@ -1,6 +1,6 @@
 """StackModel: layers as engineers would stack them, each a few blocks; an EngineersSpace's candidates.
 
-    tokens X_0 = [embeddings, dense features as one token] -> layer 1 -> ... -> layer L -> over MLP -> logit
+tokens X_0 = [embeddings, dense features as one token] -> layer 1 -> ... -> layer L -> over MLP -> logit
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class _Builder:
         self.dim = dim
         self.nodes: list[Node] = []
 
-    def add(
-        self, group: str, name: str, block: str, *sources: int, width: int = 0, gates: tuple[str, ...] = ()
-    ) -> int:
+    def add(self, group: str, name: str, block: str, *sources: int, width: int = 0, gates: tuple[str, ...] = ()) -> int:
         """Add a node; return its place."""
         self.nodes.append(Node(block, sources, width, f"{group}-{name}", group, gates))
         return len(STEMS) + len(self.nodes) - 1

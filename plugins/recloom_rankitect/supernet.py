@@ -24,9 +24,9 @@ from recloom_rankitect.plan import Plan, Step, stem_of
 class GraphSupernet(Supernet):
     """Every block at every place where it can stand, with the largest weights it can need there.
 
-    A path uses the leading part of each weight, so that its step costs what its model costs. Running statistics of batch
-    normalisations are shared in the same way. Gates (see `Supernet.gates`) multiply the result of a node by those of
-    its choices.
+    A path uses the leading part of each weight, so that its step costs what its model costs. Running statistics of
+    batch normalisations are shared in the same way. Gates (see `Supernet.gates`) multiply the result of a node by those
+    of its choices.
 
     Args:
         space: The space, a BlockSpace or an EngineersSpace.

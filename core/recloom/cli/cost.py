@@ -57,9 +57,10 @@ def main(argv: list[str]) -> int:
         highlight=False,
     )
     for priced in hardware.works(program) if hardware is not None else ():
+        console.width = max(console.width, 160)
         table = Table(*priced.header, caption=priced.caption, caption_justify="left")
-        for column in table.columns[1:]:
-            column.justify, column.no_wrap = "right", True
+        for place, column in enumerate(table.columns):
+            column.justify, column.no_wrap = "left" if place < 2 else "right", True
         for row in priced.rows:
             table.add_row(*map(str, row))
         console.print(table, markup=False)

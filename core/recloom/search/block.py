@@ -1,8 +1,8 @@
 """Blocks: what architectures composed from scratch are made of. A plugin adds one in a few lines.
 
 A block is no module: it says which shapes it makes of which, which weights that takes, and what it computes with
-weights that it is handed. So one definition serves a model of its own, whose weights have just these shapes, a supernet,
-which hands it the leading part of larger ones, many models at once under `torch.func.vmap`, and the costs.
+weights that it is handed. So one definition serves a model of its own, whose weights have just these shapes, a
+supernet, which hands it the leading part of larger ones, many models at once under `torch.func.vmap`, and the costs.
 
     class Square(Block):
         inputs = ("any",)
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from recloom.search.program import Program
 
 Port = Literal["dense", "sparse", "any", "alike", "same"]
-"""What an input takes: features (B x d), tokens (B x N x D), either; what is of the first input's kind, or its shape."""
+"""What an input takes: features (B x d), tokens (B x N x D), either; what is as the first input is: its kind, shape."""
 
 Init = Literal["glorot", "zeros", "ones"]
 
@@ -128,9 +128,7 @@ class Block(ABC):
         """
         parameters = sum(_count(weight) for weight in self.weights().values() if weight.trained)
         shape = self.shape
-        return program.add(
-            name, "elementwise", 1, shape.width, shape.vectors, inputs, group, parameters=parameters
-        )
+        return program.add(name, "elementwise", 1, shape.width, shape.vectors, inputs, group, parameters=parameters)
 
 
 def _count(weight: Weight) -> int:

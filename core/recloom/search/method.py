@@ -97,6 +97,8 @@ class SearchMethod(ABC):
     space: SearchSpace
     objective: Objective
     seed: int
+    samples_trained: int = 0
+    """Samples that went through training so far in this process, for the method's own networks."""
 
     def setup(self, context: SearchContext) -> None:
         """Prepare for a search; called once, before `ask`. Overriders call it too."""

@@ -186,7 +186,7 @@ class Search:
     def _search(self, run: SearchRun) -> None:
         study = run.study
         run.progress.show(len(study.observations()), best_line(study))
-        with run.journal.phase("search", lambda: self.evaluator.samples_trained):
+        with run.journal.phase("search", lambda: self.evaluator.samples_trained + self.method.samples_trained):
             while not study.done:
                 batch = study.ask_many(self.batch)
                 if not batch and not study.done:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Supernet(RankingModule):
         options: What `RankingModule` takes besides (`optimizer`).
     """
 
+    draw_path: Callable[[int], Any] | None = None
+    """Gives a step's path instead of `sample_path`: set by methods that learn which paths to train."""
     relaxed: bool = False
     """Whether its paths honour `gates`: what gradient-based search (`DNAS`) needs."""
     gates: Tensor | None = None
@@ -74,7 +76,7 @@ class Supernet(RankingModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw the path of this step."""
-        self.path = self.sample_path(self.trainer.global_step)
+        self.path = (self.draw_path or self.sample_path)(self.trainer.global_step)
 
     def configure_model(self) -> None:
         """Let plugins wrap layers; then leave the exchange of gradients to the optimizer, which knows the slices.

@@ -4,10 +4,11 @@
     recloom bench distkernels --dims 2 --threads 1 2 --clock wall
 
 `recloom` does the whole job: search, three divergences, k = 3. scikit-learn's NearestNeighbors do the search alone,
-from all points to some of the sets (they take too long for all), and are scaled up by pairs of points. All take turns, round
-by round; printed are medians over rounds, in nanoseconds a pair of points, and medians of the rounds' ratios. The last
-column is the ratio to the authors' own skl-groups (Cython and FLANN) at the same task: published CPU seconds of one
-thread (AMD EPYC Zen 4), 38.5, 64.1 and 145.6 for 8.67e9 pairs of 2, 10 and 50 dimensions. They were not measured here.
+from all points to some of the sets (they take too long for all), and are scaled up by pairs of points. All take turns,
+round by round; printed are medians over rounds, in nanoseconds a pair of points, and medians of the rounds' ratios. The
+last column is the ratio to the authors' own skl-groups (Cython and FLANN) at the same task: published CPU seconds of
+one thread (AMD EPYC Zen 4), 38.5, 64.1 and 145.6 for 8.67e9 pairs of 2, 10 and 50 dimensions. They were not measured
+here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many configurations of one model are priced a second, on one core.
 
-    recloom bench pim
-    recloom bench pim --model criteo_full --count 20000 --out pim.json
+recloom bench pim
+recloom bench pim --model criteo_full --count 20000 --out pim.json
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from recloom import machine
+from recloom.cli import quiet
 from recloom.document import write_text
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
 from recloom.loading import instantiate_model
@@ -63,12 +64,13 @@ def random_configurations(layout: Layout, count: int, seed: int) -> Configuratio
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit code."""
-    parser = argparse.ArgumentParser(prog="recloom bench pim", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="recloom bench pim", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="criteo_small", help="DLRM, or a published NASRec model.")
     parser.add_argument("--count", type=int, default=10_000, help="Configurations priced together.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="Write the figures as JSON.")
     options = parser.parse_args(argv)
+    quiet.hush()
     layout = Layout.of(program_of(options.model), by_work=True)
     configurations = random_configurations(layout, options.count, 0)
     k = constants.load()

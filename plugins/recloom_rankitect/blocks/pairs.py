@@ -144,7 +144,7 @@ class LowRankCross(_LowRank):
 
 
 class Mask(_LowRank):
-    """x * (U relu(V y + b) + c) over all values: MaskNet's instance-guided mask (Wang et al. 2021, arXiv 2102.07619)."""
+    """x * (U relu(V y + b) + c) over all values: MaskNet's instance-guided mask (Wang et al. 2021)."""
 
     inputs = ("any", "any")
     up_bias = "ones"  # at first x passes nearly as it is

@@ -133,6 +133,10 @@ class FromScratch(Evaluator):
             return Outcome(dict.fromkeys(METRICS, math.nan), torch.empty(0), reason, seconds, module)
         return Outcome(metrics, logits, "", seconds, module)
 
+    def train_on(self, batches: list[Batch]) -> None:
+        """Train on these rows from now on, instead of `rows` of the data."""
+        self._train = batches
+
     def measure(self, module: RankingModule, split: Split = "val") -> tuple[dict[str, float], Tensor]:
         """Return the metrics of a trained module on the rows of `split`, and its logits."""
         return measure(module, self.eval_batches(split), device_for(self.trainer))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from recloom import checkpoint, metrics
@@ -23,6 +23,7 @@ from recloom.search.evaluators.heads import Heads
 from recloom.search.rows import MemoryLoader, read_batches, tensor_bytes
 from recloom.search.space import Genotype
 from recloom.search.training import METRICS, device_for, fit
+from recloom.search.transfer import load_matching
 
 
 class SupernetEvaluator(Evaluator):
@@ -41,6 +42,7 @@ class SupernetEvaluator(Evaluator):
         rows: Training rows of the supernet, kept in memory and repeated as often as needed. Unset: all, streamed.
         optimizer: Optimizers and learning rates of the supernet; unset: those that the space gives it.
         checkpoint: A supernet trained earlier: a .ckpt file. Unset: train one.
+        warm_start: A .ckpt file with weights to start from, where names agree: an earlier search's supernet.
         checkpoint_every: Steps between checkpoints, from which an interrupted training goes on.
         finetune_steps: Steps of fine-tuning a candidate's last layer; 0: none.
         finetune_batch: Rows of such a step.
@@ -64,6 +66,7 @@ class SupernetEvaluator(Evaluator):
         rows: int | None = None,
         optimizer: OptimizerConfig | None = None,
         checkpoint: str | None = None,
+        warm_start: str | None = None,
         checkpoint_every: int = 500,
         finetune_steps: int = 500,
         finetune_batch: int = 512,
@@ -78,6 +81,8 @@ class SupernetEvaluator(Evaluator):
     ) -> None:
         self.steps, self.batch_size, self.rows, self.optimizer = steps, batch_size, rows, optimizer
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        self.warm_start = warm_start
+        self.callbacks: list[Callback] = []  # of the supernet's training: methods that draw its paths have one
         self.finetune_steps, self.finetune_batch = finetune_steps, finetune_batch
         self.finetune_lr, self.finetune_eps = finetune_lr, finetune_eps
         self.eval_rows, self.memory_mb, self.together = eval_rows, memory_mb, together
@@ -106,6 +111,9 @@ class SupernetEvaluator(Evaluator):
             checkpoint.load_weights(self.supernet, trained)
             return
         self.context.say(f"supernet: {self.steps:,} steps of {self._batch_size:,} rows")
+        if self.warm_start:
+            filled, count = load_matching(self.supernet, self.warm_start)
+            self.context.say(f"supernet: {filled} of {count} tensors from {self.warm_start}")
         start = time.perf_counter()
         keeper = ModelCheckpoint(
             folder,
@@ -119,7 +127,8 @@ class SupernetEvaluator(Evaluator):
         options = {"max_steps": self.steps, "max_epochs": -1, **self.trainer}
         loader = self._loader()
         try:
-            reason = fit(self.supernet, loader, options, [keeper], str(last) if last.exists() else None)
+            callbacks = [keeper, *self.callbacks]
+            reason = fit(self.supernet, loader, options, callbacks, str(last) if last.exists() else None)
         finally:
             if isinstance(loader, BatchLoader):
                 loader.close()

@@ -1,4 +1,4 @@
-"""Bayesian search with a neural predictor: what looks best, or may be, of many candidates that cost nothing to score."""
+"""Bayesian search with a neural predictor: what may be best of many candidates that cost nothing to score."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Predictor(SearchMethod):
 
     The loss is over pairs (which of two is better), so that the scale of what is minimised does not matter, and trials
     of earlier searches on other data can take part. One that diverged is worse than all that were measured, by no
-    known amount. Each proposal is what one member of the ensemble, drawn at random (Thompson sampling), finds best among
+    known amount. Each proposal is what one member of the ensemble, drawn at random (Thompson sampling), finds best of
     random candidates and mutations of the best; members differ where little is known. With several things to minimise,
     those that are costs are known exactly, the others have an ensemble each, and a proposal minimises a randomly
     weighted Chebyshev distance of ranks (ParEGO, Knowles 2006).
@@ -36,7 +36,8 @@ class Predictor(SearchMethod):
         parents: How many of the best are mutated.
         members: Networks of an ensemble.
         hidden: Hidden units of each.
-        steps: Training steps, anew whenever trials have finished.
+        steps: Training steps, anew every `refit` candidates.
+        refit: See there.
         warm_start: Folders of earlier searches, whose trials are learned from, too.
     """
 
@@ -48,12 +49,13 @@ class Predictor(SearchMethod):
         members: int = 4,
         hidden: int = 32,
         steps: int = 100,
+        refit: int = 4,
         warm_start: Sequence[str] = (),
     ) -> None:
-        if min(initial, pool, parents, members, hidden, steps) < 1:
+        if min(initial, pool, parents, members, hidden, steps, refit) < 1:
             raise RecloomError("a predictor's numbers are 1 or more", "See --help.")
         self.initial, self.pool, self.parents, self.warm_start = initial, pool, parents, tuple(warm_start)
-        self.members, self.hidden, self.steps = members, hidden, steps
+        self.members, self.hidden, self.steps, self.refit = members, hidden, steps, refit
 
     def setup(self, context: SearchContext) -> None:
         """Read the trials of earlier searches."""
@@ -71,7 +73,8 @@ class Predictor(SearchMethod):
         if history.number < self.initial - earlier or len(known) + earlier < 2:
             return self.space.sample(rng)
         with torch.random.fork_rng(devices=[]):
-            models = self._fit(known)
+            last = history.number // self.refit * self.refit
+            models = self._fit([o for o in known if o.number < last] or known)
         found = self._candidates(known, {o.genotype for o in known} | set(history.running), rng)
         scores = [self._values(index, model, found, rng) for index, model in enumerate(models)]
         if len(scores) == 1:
@@ -103,9 +106,7 @@ class Predictor(SearchMethod):
             self._fitted = (key, models)
         return self._fitted[1]
 
-    def _candidates(
-        self, known: list[Observation], tried: set[Genotype], rng: np.random.Generator
-    ) -> list[Genotype]:
+    def _candidates(self, known: list[Observation], tried: set[Genotype], rng: np.random.Generator) -> list[Genotype]:
         """Return different models that were not tried and whose costs keep the limits; at least one."""
         best = [known[place].genotype for place in best_first(known)[: self.parents]] if known else []
         tried = {self.space.canonical(genotype) for genotype in tried}

@@ -40,7 +40,7 @@ class Reinforce(SearchMethod):
     def __init__(
         self,
         policy: Kind = "independent",
-        lr: float = 0.15,
+        lr: float = 0.3,
         generation: int = 8,
         replay: int = 2,
         entropy: float = 0.002,

@@ -1,0 +1,46 @@
+"""PIM's experiment at a size at which it shows nothing but that it runs, and its claims."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recloom.experiment import run_experiment
+from recloom_pim import codesign, experiments
+from recloom_pim.codesign import Setting
+
+
+def tiny():
+    return Setting(2, (16, 32), (16,), (4096, 1024, 1024), 4, 8, finetune_steps=1, retrain=1)
+
+
+def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, monkeypatch):
+    monkeypatch.setitem(experiments.SETTINGS, "small", tiny)
+    rows = run_experiment("pim", experiments.PIMExperiment(), tmp_path, seeds=[0])
+    claims = {row["id"]: row for row in rows}
+    assert {"isaac-throughput", "isaac-density", "isaac-efficiency"} <= {i for i, row in claims.items() if row["holds"]}
+    assert (claims["flops"]["paper"], claims["energy"]["paper"], claims["speed"]["paper"]) == (2.0, 1.8, 1.5)
+    measured = {path.stem: json.loads(path.read_text())["value"] for path in (tmp_path / "measured").glob("*.json")}
+    alone, both = measured["accuracy-seed0"], measured["together-seed0"]
+    ratio = alone["costs"]["energy_nj"] / both["costs"]["energy_nj"]
+    assert claims["energy"]["measured"] == pytest.approx(ratio)
+    assert both["costs"]["area_mm2"] <= alone["costs"]["area_mm2"] * (1 + 1e-9)
+    assert alone["val_ne"] == min(alone["ne"]["mapped"]["val"], alone["ne"]["trained for it"]["val"])
+    report = (tmp_path / "report.md").read_text()
+    for word in ("trained for it", "by crossbars and bits alone", "Energy by component", "shift_add"):
+        assert word in report
+
+
+def test_candidates_are_those_that_save_most_at_several_distances():
+    from recloom.search.method import Observation
+
+    reference = {"costs": dict.fromkeys(codesign.COSTS, 100.0)}
+
+    def observed(number, ne, cost):
+        return Observation(number, (number,), (ne,), metrics={"ne": ne, **dict.fromkeys(codesign.COSTS, cost)})
+
+    tried = [observed(0, 0.800, 90.0), observed(1, 0.803, 40.0), observed(2, 0.806, 50.0), observed(3, 0.83, 10.0)]
+    assert [o.number for o in codesign.candidates(tried, reference, 1)] == [0, 1]
+    assert [o.number for o in codesign.candidates(tried, reference, 3)] == [0, 1, 2]
+    assert codesign.gain(tried[3].metrics, reference) == pytest.approx(10.0)
