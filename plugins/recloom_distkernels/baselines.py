@@ -12,6 +12,9 @@ from sklearn.svm import SVC, SVR
 from recloom_distkernels.mean_embedding import MeanEmbedding
 from recloom_distkernels.samplesets import SampleSets
 
+PENALTIES: list[float] = [1.0, 10.0, 100.0]
+SVR_WIDTHS: list[float | str] = [0.01, 0.1, "scale"]
+SVC_WIDTHS: list[float | str] = [0.003, 0.01, 0.03, "scale"]
 _FOLDS = 5
 
 
@@ -44,7 +47,7 @@ def regress(features: np.ndarray, y: np.ndarray, kernel: bool, seed: int) -> np.
     from sklearn.model_selection import KFold
 
     if kernel:
-        grid = {"svr__C": [1.0, 10.0, 100.0], "svr__gamma": [0.01, 0.1, "scale"]}
+        grid = {"svr__C": PENALTIES, "svr__gamma": SVR_WIDTHS}
         machine = GridSearchCV(make_pipeline(StandardScaler(), SVR(epsilon=0.01)), grid, cv=3)
     else:
         machine = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-6, 4, 21)))
@@ -57,7 +60,7 @@ def classify(features: np.ndarray, y: np.ndarray, kernel: bool, seed: int) -> np
     from sklearn.model_selection import StratifiedKFold
 
     if kernel:
-        grid = {"svc__C": [1.0, 10.0, 100.0], "svc__gamma": [0.003, 0.01, 0.03, "scale"]}
+        grid = {"svc__C": PENALTIES, "svc__gamma": SVC_WIDTHS}
         machine = GridSearchCV(make_pipeline(StandardScaler(with_std=False), SVC()), grid, cv=3)
         features = features / features.std()
     else:

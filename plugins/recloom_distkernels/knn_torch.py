@@ -38,5 +38,6 @@ class TorchKnn(KnnEngine):
 
 def exclude_own(distances: Tensor, column: int) -> None:
     """Set the distance of row q to column `column` + q, its own place, to infinity, where there is such a column."""
-    rows = torch.arange(max(0, -column), min(len(distances), distances.shape[1] - column), device=distances.device)
+    start, end = max(0, -column), min(len(distances), distances.shape[1] - column)
+    rows = torch.arange(start, max(start, end), device=distances.device)
     distances[rows, rows + column] = torch.inf

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from abc import abstractmethod
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.svm import SVC, SVR
 from sklearn.utils.multiclass import check_classification_targets
@@ -97,7 +99,9 @@ class _SetMachine(SetEstimator):
     def _fit_gram(self, gram: SetGram, y: np.ndarray) -> Self:
         scales = self._grid(self.scale, SCALES if isinstance(gram.kernel, GaussianKernel) else (1.0,), "scale")
         penalties = self._grid(self.C, PENALTIES, "C")
-        self.best_scale_, self.best_C_, self.scores_ = self._tune(gram.values_, y, scales, penalties)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the search stops at 1,000 iterations on purpose
+            self.best_scale_, self.best_C_, self.scores_ = self._tune(gram.values_, y, scales, penalties)
         self.gram_ = self._rescaled(gram, self.best_scale_).fit_values(gram.values_)
         self.machine_ = self._machine(self.best_C_, -1).fit(self.gram_.matrix(), y)
         return self

@@ -33,10 +33,11 @@ class Board:
         self.device = device
         self.prefix = prefix
         self.layers: list[str] = []
+        self.exact_training = False  # whether training steps compute in full precision for now
 
     def linear(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output; in training each call draws a chip, in evaluation rows are divided over chips."""
-        if self.crossbars is None:
+        if self.crossbars is None or (layer.training and self.exact_training):
             return F.linear(x, weight, bias)
         p, device = Precision.of(self.crossbars, layer.pim_group), self.device
         if layer.training or device is None:

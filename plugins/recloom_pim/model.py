@@ -34,6 +34,7 @@ class OnCrossbars(RankingModule):
         model: The model: DLRM, NASRecNet, or any other RankingModule; unset: DLRM.
         crossbars: The crossbars, and the bits of its layers.
         device: Imperfections of cells and converters.
+        exact_steps: Optimizer steps at the start in full precision, before crossbars take over.
         optimizer: Optimizers and learning rates; unset: the model's own.
     """
 
@@ -43,6 +44,7 @@ class OnCrossbars(RankingModule):
         model: ModelFactory | None = None,
         crossbars: Crossbars | None = None,
         device: Device | None = None,
+        exact_steps: int = 0,
         optimizer: OptimizerConfig | None = None,
     ) -> None:
         super().__init__(schema, optimizer)
@@ -56,6 +58,7 @@ class OnCrossbars(RankingModule):
         self.uses_histories = self.model.uses_histories
         if optimizer is None:
             self.optimizer_config = self.model.optimizer_config
+        self.exact_steps = exact_steps
         self.pim = Board(crossbars or Crossbars(), device or Device(), "model.")
 
     def forward(
@@ -70,6 +73,10 @@ class OnCrossbars(RankingModule):
         inputs = (dense, values, offsets, weights)
         found: Tensor = self.model(*inputs, histories) if self.uses_histories else self.model(*inputs)
         return found
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Leave the first steps to full precision."""
+        self.pim.exact_training = self.trainer.global_step < self.exact_steps
 
     def on_export(self) -> None:
         """Leave out the noise."""
@@ -88,11 +95,19 @@ class PIMNoise(Callback):
     Args:
         crossbars: The crossbars, and the bits of the layers; unset: ISAAC's, 8 bits.
         device: Imperfections of cells and converters.
+        exact_steps: Optimizer steps at the start in full precision, before crossbars take over.
     """
 
-    def __init__(self, crossbars: Crossbars | None = None, device: Device | None = None) -> None:
+    def __init__(self, crossbars: Crossbars | None = None, device: Device | None = None, exact_steps: int = 0) -> None:
         self.board = Board(crossbars or Crossbars(), device or Device())
+        self.exact_steps = exact_steps
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Tell the module, before it lets plugins wrap its layers."""
         pl_module.pim = self.board  # type: ignore[assignment]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave the first steps to full precision."""
+        self.board.exact_training = trainer.global_step < self.exact_steps

@@ -41,6 +41,8 @@ class PIMSpace(SearchSpace):
         weight_bits: Bits of a block's weights.
         activation_bits: Bits of a block's activations.
         device: Imperfections of cells and converters, which candidates are trained and measured with.
+        exact_steps: Optimizer steps in full precision at the start of a candidate's training.
+        supernet_exact_steps: The same of the supernet's training.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class PIMSpace(SearchSpace):
         weight_bits: tuple[int, ...] = (4, 8),
         activation_bits: tuple[int, ...] = (4, 8),
         device: Device | None = None,
+        exact_steps: int = 0,
+        supernet_exact_steps: int = 0,
     ) -> None:
         if isinstance(space, PIMSpace):
             raise RecloomError("PIMSpace: its space is a PIMSpace", "Give it a space of models: NASRecSpace, ...")
@@ -72,6 +76,7 @@ class PIMSpace(SearchSpace):
             if not options or min(options) < 1 or (name == "weight_bits" and min(options) < 2):
                 raise RecloomError(f"PIMSpace: {name} is {list(options)}", "Give one or more positive numbers.")
         self.device = device or Device()
+        self.exact_steps, self.supernet_exact_steps = exact_steps, supernet_exact_steps
         self._known: dict[Genotype, frozenset[str]] = {}
 
     @cached_property
@@ -152,6 +157,7 @@ class PIMSpace(SearchSpace):
             "model": self.space.model_config(self.model(genotype)),
             "crossbars": crossbars,
             "device": dataclasses.asdict(self.device),
+            "exact_steps": self.exact_steps,
         }
         return {"class_path": "recloom_pim.model.OnCrossbars", "init_args": init_args}
 

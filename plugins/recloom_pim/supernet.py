@@ -38,8 +38,10 @@ class PIMSupernet(Supernet):
         place(self, self.pim)
 
     def sample_path(self, step: int) -> tuple[Any, Genotype]:
-        """Return the inner supernet's path of this step, and crossbars with bits."""
+        """Return the inner supernet's path of this step, and crossbars with bits; none in the first steps."""
         self.inner.seed = self.seed
+        if step < self.pim_space.supernet_exact_steps:
+            return self.inner.sample_path(step), ()
         rng = np.random.default_rng([self.seed, step, 1])
         own = self.pim_space.choices[self.pim_space.split :]
         return self.inner.sample_path(step), tuple(int(rng.integers(len(choice.options))) for choice in own)
@@ -55,7 +57,7 @@ class PIMSupernet(Supernet):
         """Return B logits along `self.path`, a genotype or what `sample_path` returned."""
         model, own = self._parts(self.path)
         self.inner.path = model
-        self.pim.crossbars = self.pim_space.crossbars(own)
+        self.pim.crossbars = self.pim_space.crossbars(own) if own else None
         inputs = (dense, values, offsets, weights)
         found: Tensor = self.inner(*inputs, histories) if self.uses_histories else self.inner(*inputs)
         return found

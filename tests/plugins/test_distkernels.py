@@ -79,6 +79,8 @@ def test_engines_are_exact(name, dtype):
             (None, points[:90], points, bounds),
             (0, points, points, bounds),
             (-5, points[3:200], points[8:], torch.tensor([0, 65, 217])),
+            (150, points[150:200], points[:60], torch.tensor([0, 60])),
+            (-150, points[:60], points[150:200], torch.tensor([0, 50])),
         ):
             found = engine.search(x, y, b, k, first).double().numpy()
             np.testing.assert_allclose(np.sqrt(found), np.sqrt(brute(x, y, b, k, first)), rtol=tolerance)
@@ -226,6 +228,18 @@ def test_memory_and_blocks_do_not_change_the_values():
             torch.testing.assert_close(small.back[key], whole.back[key], rtol=1e-12, atol=1e-12)
     assert max(shares) == pytest.approx(1)
     assert shares[0] < 0.2
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threaded = pairwise_divergences(x, None, names, [4], memory=1)
+        with pytest.raises(RecloomError, match="float32"):
+            pairwise_divergences(x, None, names, [4], FaissKnn(), memory=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    whole = pairwise_divergences(x, None, names, [4])
+    for key, values in whole.there.items():
+        torch.testing.assert_close(threaded.there[key], values, rtol=1e-12, atol=1e-12)
     assert estimate_seconds(x, y, ["kl"], trial=0.001) > 0
 
 

@@ -32,15 +32,6 @@ def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, m
         assert word in report
 
 
-def test_candidates_are_those_that_save_most_at_several_distances():
-    from recloom.search.method import Observation
-
-    reference = {"costs": dict.fromkeys(codesign.COSTS, 100.0)}
-
-    def observed(number, ne, cost):
-        return Observation(number, (number,), (ne,), metrics={"ne": ne, **dict.fromkeys(codesign.COSTS, cost)})
-
-    tried = [observed(0, 0.800, 90.0), observed(1, 0.803, 40.0), observed(2, 0.806, 50.0), observed(3, 0.83, 10.0)]
-    assert [o.number for o in codesign.candidates(tried, reference, 1)] == [0, 1]
-    assert [o.number for o in codesign.candidates(tried, reference, 3)] == [0, 1, 2]
-    assert codesign.gain(tried[3].metrics, reference) == pytest.approx(10.0)
+def test_gain_is_how_many_times_less_all_costs_are_together():
+    reference = {"costs": {"macs": 100.0, "energy_nj": 100.0, "latency_ns": 100.0}}
+    assert codesign.gain({"macs": 50.0, "energy_nj": 25.0, "latency_ns": 100.0}, reference) == pytest.approx(2.0)

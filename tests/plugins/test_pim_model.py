@@ -227,6 +227,29 @@ def test_the_callback_switches_it_on_for_a_config_as_it_is(tmp_path):
     assert len(module.pim.layers) >= 5
 
 
+def test_the_first_steps_can_be_in_full_precision():
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(pl_module.pim.exact_training)
+
+    clicks = SyntheticClicks(1024, 256, 256, 256, num_workers=0)
+    options = {"max_steps": 3, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    inner = catalog().models.load("DLRM")
+    model = OnCrossbars(clicks.schema, inner, exact_steps=2)
+    pl.Trainer(**options, callbacks=[Watch()]).fit(model, clicks)
+    pl.Trainer(**options, callbacks=[PIMNoise(exact_steps=1), Watch()]).fit(inner(clicks.schema), clicks)
+    assert seen == [True, True, False, True, False, False]
+    net = PIMSpace(nasrec(), supernet_exact_steps=5).supernet(tiny_schema()).train()
+    net.configure_model()
+    net.path = net.sample_path(0)
+    exact, again = net.logits(tiny_batch()), net.logits(tiny_batch())
+    assert torch.equal(exact, again)
+    net.path = net.sample_path(5)
+    assert not torch.equal(net.logits(tiny_batch()), net.logits(tiny_batch()))
+
+
 # The space
 
 

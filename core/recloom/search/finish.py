@@ -117,7 +117,9 @@ class Finish:
         from recloom.search.lowering import lower
 
         try:
-            program = lower(baseline.build())
+            model = baseline.build()
+            own = getattr(model, "program", None)  # of a model that says itself what it does
+            program = own() if callable(own) else lower(model)
         except RecloomError as error:
             self.context.say(f"{baseline.name} has no costs: {error.message}")
             return {}

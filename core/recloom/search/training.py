@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from recloom import metrics
 from recloom.batch import Batch
 from recloom.cli import quiet
 from recloom.evaluation import EvaluationMetrics
@@ -132,3 +133,18 @@ def diverged(reason: str, metrics: dict[str, float], ne_bound: float) -> str:
     if not math.isfinite(metrics["ne"]):
         return f"NE is {metrics['ne']}"
     return f"NE is {metrics['ne']:.4g}, above {ne_bound:g}" if metrics["ne"] > ne_bound else ""
+
+
+def metrics_of(logits: Tensor, labels: Tensor, weights: Tensor | None) -> dict[str, float]:
+    """Return ne, logloss, auc, calibration of N logits in memory."""
+    weight = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
+    total = weight.sum()
+    loss = metrics.log_loss_sum(logits, labels, weights) / total
+    mean = (labels.double() * weight).sum() / total
+    predicted = (torch.sigmoid(logits.double()) * weight).sum() / total
+    return {
+        "ne": float(loss / metrics.entropy(mean)),
+        "logloss": float(loss),
+        "auc": float(metrics.auroc(logits, labels, weights)),
+        "calibration": float(predicted / mean),
+    }

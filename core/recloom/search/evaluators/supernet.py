@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from recloom import checkpoint, metrics
+from recloom import checkpoint
 from recloom.data.loader import BatchLoader
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
@@ -22,7 +22,7 @@ from recloom.search.evaluators.embedded import EmbeddedRows, embed, pieces
 from recloom.search.evaluators.heads import Heads
 from recloom.search.rows import MemoryLoader, read_batches, tensor_bytes
 from recloom.search.space import Genotype
-from recloom.search.training import METRICS, device_for, fit
+from recloom.search.training import METRICS, device_for, fit, metrics_of
 from recloom.search.transfer import load_matching
 
 
@@ -210,10 +210,10 @@ class SupernetEvaluator(Evaluator):
         labels = torch.cat([rows.labels for rows in chunks])
         parts = [rows.weights for rows in chunks if rows.weights is not None]
         weights = torch.cat(parts) if parts else None
-        found = _metrics(torch.cat(tuned), labels, weights)
+        found = metrics_of(torch.cat(tuned), labels, weights)
         if not math.isfinite(found["ne"]):
             self.reasons[path] = f"the supernet gives it NE {found['ne']}"
-        shared = _metrics(torch.cat(untuned), labels, weights)
+        shared = metrics_of(torch.cat(untuned), labels, weights)
         return {**found, **{f"{name}_shared": shared[name] for name in ("ne", "logloss", "auc")}}
 
     def _finetuning(self, size: int) -> Iterator[EmbeddedRows]:
@@ -242,17 +242,3 @@ class SupernetEvaluator(Evaluator):
                 )
             self._rows[split] = found
         return self._rows[split]
-
-
-def _metrics(logits: Tensor, labels: Tensor, weights: Tensor | None) -> dict[str, float]:
-    weight = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
-    total = weight.sum()
-    loss = metrics.log_loss_sum(logits, labels, weights) / total
-    mean = (labels.double() * weight).sum() / total
-    predicted = (torch.sigmoid(logits.double()) * weight).sum() / total
-    return {
-        "ne": float(loss / metrics.entropy(mean)),
-        "logloss": float(loss),
-        "auc": float(metrics.auroc(logits, labels, weights)),
-        "calibration": float(predicted / mean),
-    }

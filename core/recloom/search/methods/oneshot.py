@@ -58,6 +58,11 @@ class CoTrained(PathLearner):
         self._penalties: dict[Genotype, float] = {}
         self._loss = math.nan
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the drawing of paths; bring the baseline to where the supernet is."""
+        super().on_fit_start(trainer, pl_module)
+        self.baseline.to(pl_module.device)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
