@@ -23,7 +23,6 @@ from recloom.serving import ServingModel, batch_of, random_inputs
 
 Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
-TOLERANCE = 1e-5
 CHECKED_BATCHES = (1, 2, 7, 64, 257)
 EXTERNAL_DATA_BYTES = 1 << 30
 
@@ -50,7 +49,7 @@ def export_model(
     batch_size: int | None = None,
     logits: bool = False,
     source: dict[str, str] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write `module` to `path` and a description of its inputs to `path`.json, aside first and then renamed.
 
@@ -63,7 +62,7 @@ def export_model(
         batch_size: The only batch size that it will take; None: any.
         logits: Whether it returns logits instead of probabilities.
         source: Where the model is from, for the description.
-        tolerance: Largest difference allowed.
+        tolerance: Largest difference allowed; None: the model's `export_tolerance`.
 
     Raises:
         RecloomError: The model cannot be exported, or the file disagrees with it.
@@ -83,9 +82,10 @@ def export_model(
             _write(serving, aside / path.name, format, batch_size)
             sizes = CHECKED_BATCHES if batch_size is None else (batch_size,) * 3
             largest = _compare(serving, aside / path.name, format, sizes)
-        if not largest <= tolerance:
+        allowed = module.export_tolerance if tolerance is None else tolerance
+        if not largest <= allowed:
             raise RecloomError(
-                f"{path}: the exported model differs from the eager one by {largest:.3g}, more than {tolerance:g}",
+                f"{path}: the exported model differs from the eager one by {largest:.3g}, more than {allowed:g}",
                 "Nothing was written. Should the model's outputs be that inexact, allow more with --tolerance.",
             )
         done = Exported(path, largest, sizes)

@@ -67,6 +67,9 @@ class RankingModule(LightningModule, ABC):
     uses_histories: bool = False
     """Whether `forward` takes histories; set by the subclass, or by its constructor."""
 
+    export_tolerance: float = 1e-5
+    """By how much an exported program's outputs may differ. A model that rounds inside allows one rounding more."""
+
     def __init__(self, schema: dict[str, Any] | None = None, optimizer: OptimizerConfig | None = None) -> None:
         super().__init__()
         self.schema = FeatureSchema.from_dict(schema)

@@ -19,6 +19,9 @@ def register(catalog: Catalog) -> None:
     costs.add("PIMCost", "recloom_pim.cost:PIMCost", summary="energy, latency, area on crossbars")
     costs.add("isaac", "recloom_pim.cost:PIMCost", summary="short for PIMCost: ISAAC's crossbars, 8 bits")
     catalog.search_spaces.add("PIMSpace", "recloom_pim.space:PIMSpace", summary="any space x crossbars x bits")
+    catalog.search_methods.add(
+        "NSGA2FromModel", "recloom_pim.method:NSGA2FromModel", summary="NSGA-II from a known model on random crossbars"
+    )
     catalog.models.add("OnCrossbars", "recloom_pim.model:OnCrossbars", summary="any model, quantised, with noise")
     catalog.experiments.add("pim", "recloom_pim.experiments:PIMExperiment", summary="co-search beside naive mapping")
     catalog.benchmarks.add("pim", "recloom_pim.bench.pricing:main", summary="configurations priced a second")

@@ -3,138 +3,117 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recloom.loading import instantiate_model
 from recloom.model import RankingModule
-from recloom.optim import OptimizerConfig
-from recloom.plugins import catalog
 from recloom.search.choose import ranked
-from recloom.search.costs import AnalyticCost
 from recloom.search.evaluator import SearchContext
 from recloom.search.evaluators.scratch import FromScratch, Outcome
-from recloom.search.evaluators.supernet import SupernetEvaluator
-from recloom.search.methods.evolution import NSGA2, RegularizedEvolution
-from recloom.search.objective import Objective
-from recloom.search.run import Search, SearchRun
-from recloom.search.space import Genotype, SearchSpace
+from recloom.search.methods.evolution import RegularizedEvolution
+from recloom.search.program import Program
+from recloom.search.run import SearchRun
+from recloom.search.space import Genotype
 from recloom.search.training import candidate_seed
 from recloom_pim.cost import PIMCost
 from recloom_pim.crossbars import Crossbars
 from recloom_pim.layers import Board, place
+from recloom_pim.method import NSGA2FromModel
 from recloom_pim.pricing import COMPONENTS
-from recloom_pim.quantise import Device
+from recloom_pim.setting import Setting
 from recloom_pim.space import PIMSpace
 
 COSTS = ("macs", "energy_nj", "latency_ns", "area_mm2")
 SLACKS = (0.005, 0.02)
+GRID = {  # of the crossbars for one model
+    "rows": (32, 64, 128, 256),
+    "columns": (32, 64, 128, 256),
+    "cell_bits": (1, 2),
+    "dac_bits": (1, 2),
+    "replication": (1, 2, 4, 8, 16),
+    "weight_bits": (8, 6, 5, 4),
+    "activation_bits": (8, 6, 5, 4),
+}
 BUDGET = {"macs": 2.0, "energy_nj": 1.8, "latency_ns": 1.5, "area_mm2": 1.0}  # the paper's claims, as limits
-
-# as published, but for faster embeddings: there are few rows
-SUPERNET = OptimizerConfig("Adagrad", 0.12, {"eps": 1e-2}, "adagrad", 0.5, 1e-2, clip_norm=5.0)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Sizes of one budget.
-
-    Args:
-        blocks: Blocks of a model.
-        dense_dims: Widths of features to choose from.
-        sparse_dims: Numbers of tokens to choose from.
-        rows: Training, validation and test rows.
-        steps: Steps of a supernet, of 512 rows.
-        trials: Candidates of a search.
-        finetune_steps: Steps of fine-tuning a candidate's last layer.
-        retrain: Half of the candidates of each search that are trained from scratch for their NE.
-        device: Imperfections of cells.
-    """
-
-    blocks: int
-    dense_dims: tuple[int, ...]
-    sparse_dims: tuple[int, ...]
-    rows: tuple[int, int, int]
-    steps: int
-    trials: int
-    finetune_steps: int = 30
-    retrain: int = 3
-    device: Device = field(default_factory=lambda: Device(variation=0.05, stuck_off=0.001, stuck_on=0.0001))
-
-    @property
-    def exact_steps(self) -> int:
-        """Steps of a training from scratch before crossbars take over: half of them."""
-        return self.rows[0] // 512 // 2
-
-    def space(self) -> SearchSpace:
-        """Return the space of models."""
-        kind: Any = catalog().search_spaces.load("NASRecSpace")
-        found: SearchSpace = kind("small", self.blocks, dense_dims=self.dense_dims, sparse_dims=self.sparse_dims)
-        return found
-
-    def search(self, space: SearchSpace, seed: int, limits: dict[str, float] | None, folder: Path) -> SearchRun:
-        """Search by NE alone; or, given limits, by NE, energy, latency and area."""
-        clicks: Any = catalog().datamodules.load("SyntheticClicks")
-        evaluator = SupernetEvaluator(
-            self.steps,
-            rows=self.rows[0],
-            optimizer=SUPERNET,
-            finetune_steps=self.finetune_steps,
-            eval_rows=min(self.rows[1], 16_000),
-        )
-        alone = limits is None
-        objective = (
-            Objective() if alone else Objective(("ne", "energy_nj", "latency_ns", "area_mm2"), limits=limits or {})
-        )
-        search = Search(
-            space,
-            clicks(*self.rows, batch_size=512, seed=seed),
-            RegularizedEvolution(population=16, sample=8) if alone else NSGA2(population=16),
-            evaluator,
-            objective,
-            [AnalyticCost(), PIMCost()],
-            self.trials,
-            batch=16,
-            seed=seed,
-            retrain=0,
-        )
-        return search.run(folder, progress=False, finish=False)
 
 
 def by_accuracy(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     """Search by NE alone, train the best from scratch, and map them naively: ISAAC's crossbars, 8 bits.
 
     The model with the best validation NE after that, in either of two ways, is the reference: as many models are
-    trained as `together` trains for their NE.
+    trained as `together` trains for their NE. For this model alone, crossbars are then chosen too (`same_model`).
     """
-    run = setting.search(setting.space(), seed, None, folder)
+    run = setting.search(setting.space(), RegularizedEvolution(population=16, sample=8), seed, folder)
     context = run.context
-    scratch = _scratch(setting, context)
+    scratch = setting.scratch(context)
     tried: list[dict[str, Any]] = []
     for observation in ranked(run.study)[: 2 * setting.retrain]:
         genotype = context.space.canonical(observation.genotype)
         exact = scratch.train(genotype)
         ne = {"exact": _both(scratch, exact.module, exact.metrics)}
-        mapped = _on_crossbars(setting, scratch, context.space.model_config(genotype), Crossbars(), exact)
-        better = min(mapped.values(), key=lambda pair: _finite(pair["val"]))
-        tried.append({"genotype": genotype, "ne": ne | mapped, **better})
+        mapped, modules = _on_crossbars(
+            setting, scratch, context.space.model_config(genotype), Crossbars(), exact, context.seed
+        )
+        way = min(mapped, key=lambda name: _finite(mapped[name]["val"]))
+        tried.append({"genotype": genotype, "ne": ne | mapped, "module": modules[way], **mapped[way]})
     best = min(tried, key=lambda t: _finite(t["val"]))
-    genotype = best["genotype"]
+    genotype, costs = best["genotype"], context.price(best["genotype"])
     return {
         "ne": best["ne"],
         "val_ne": best["val"],
         "test_ne": best["test"],
-        "costs": context.price(genotype),
+        "costs": costs,
         "energy": _shares(context, genotype, Crossbars()),
         "architecture": context.space.to_json(genotype),
         "tried": [{"val_ne": t["val"], "exact_val_ne": t["ne"]["exact"]["val"]} for t in tried],
+        "same model": same_model(scratch, context.space.program(genotype, context.schema), best, costs),
     }
 
 
-def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """Search models with their crossbars, within the reference's area and a share of its other costs.
+def same_model(
+    scratch: FromScratch, program: Program, best: dict[str, Any], costs: Mapping[str, float]
+) -> dict[str, Any]:
+    """Choose crossbars and bits for a trained model: what saves most at its validation NE, within 0.1%, and its area.
 
+    All of a grid are priced; for each combination of bits and lost ADC bits the one that saves most is tried, in the
+    order of what it saves.
+    """
+    grid = [
+        replace(h, adc_bits=max(1, h.lossless_adc_bits - lost))
+        for rows, columns, cells, dac, copies, w, b in product(*GRID.values())
+        for h in [Crossbars(rows, columns, cells, dac, 8, 1, copies, w, b)]
+        for lost in (0, 1)
+    ]
+    prices = PIMCost().prices(program, grid)
+    saved = np.sqrt(costs["energy_nj"] / prices.total * costs["latency_ns"] / prices.latency)
+    saved[prices.area > costs["area_mm2"]] = 0
+    module, board = best["module"], best["module"].pim
+    seen: set[tuple[int, int, int]] = set()
+    for place_ in np.argsort(-saved)[: np.count_nonzero(saved)]:
+        h = grid[place_]
+        key = (h.weight_bits, h.activation_bits, h.lossless_adc_bits - h.adc_bits)
+        if key in seen:
+            continue
+        seen.add(key)
+        board.crossbars = h
+        val = scratch.measure(module)[0]["ne"]
+        if val <= 1.001 * best["val"]:
+            break
+    told = {"energy_nj": prices.total, "latency_ns": prices.latency, "area_mm2": prices.area}
+    found = {name: float(values[place_]) for name, values in told.items()}
+    return {**_both(scratch, module, {"ne": val}), "costs": found, "crossbars": asdict(h), "tried": len(seen)}
+
+
+def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
+    """Search models with their crossbars for the least NE within the reference's area and a share of its other costs.
+
+    The search starts from variants of the reference's model, of which few are within these limits as they are.
     The models that the search ranks best, and those that save most at some distance from its best NE, are trained
     from scratch, both ways, like the reference. Of these the one that saves most is taken, among those whose
     validation NE is within 0.1% of the reference's; if there is none, the one with the least NE.
@@ -147,14 +126,15 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
         supernet_exact_steps=int(0.7 * setting.steps),
     )
     limits = {name: reference["costs"][name] / ratio for name, ratio in BUDGET.items()}
-    run = setting.search(space, seed, limits, folder)
+    method = NSGA2FromModel(reference["architecture"], population=16)
+    run = setting.search(space, method, seed, folder, limits)
     context = run.context
-    scratch = _scratch(setting, context)
+    scratch = setting.scratch(context)
     tried: list[dict[str, Any]] = []
     for genotype in candidates(run, reference, 2 * setting.retrain):
         section = space.space.model_config(space.model(genotype))
         exact = scratch.run(lambda m=section: instantiate_model(m, context.schema), candidate_seed(seed, genotype))  # type: ignore[misc]
-        ne = _on_crossbars(setting, scratch, section, space.crossbars(genotype), exact)
+        ne, _ = _on_crossbars(setting, scratch, section, space.crossbars(genotype), exact, seed)
         better = min(ne.values(), key=lambda pair: _finite(pair["val"]))
         tried.append({"genotype": genotype, "ne": ne, "costs": context.price(genotype), **better})
     same = [t for t in tried if t["val"] <= 1.001 * reference["val_ne"]]
@@ -172,7 +152,7 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
         "naive_energy": _shares(context, genotype, Crossbars()),
         "architecture": space.to_json(genotype),
         "tried": [{"val_ne": t["val"], **{name: t["costs"][name] for name in COSTS}} for t in tried],
-        "front": [[o.metrics[name] for name in ("ne", *COSTS)] for o in run.study.front()],
+        "trials": [[o.metrics[name] for name in ("ne", *COSTS)] for o in run.study.observations() if o.measured],
         "genotypes": space.log10_size,
     }
 
@@ -200,16 +180,6 @@ def gain(costs: Any, reference: dict[str, Any]) -> float:
     return math.prod(reference["costs"][name] / costs[name] for name in names) ** (1 / len(names))
 
 
-def _scratch(setting: Setting, context: SearchContext) -> FromScratch:
-    """Return how models are trained from scratch: like the search's, but with learning rates that fall to zero."""
-    steps = setting.rows[0] // 512
-    optimizer = OptimizerConfig("Adam", 0.003, sparse="adagrad", sparse_lr=0.5, sparse_eps=1e-2)
-    optimizer.decay_start, optimizer.decay_steps = int(0.3 * steps), steps - int(0.3 * steps)
-    scratch = FromScratch(rows=setting.rows[0], optimizer=optimizer)
-    scratch.setup(context)
-    return scratch
-
-
 def _both(scratch: FromScratch, module: RankingModule, val: dict[str, float] | None = None) -> dict[str, float]:
     """Return the NE of a trained module on the validation and the test rows, and the oracle's on the test rows."""
     val = val or scratch.measure(module)[0]
@@ -218,14 +188,12 @@ def _both(scratch: FromScratch, module: RankingModule, val: dict[str, float] | N
 
 
 def _on_crossbars(
-    setting: Setting, scratch: FromScratch, section: dict[str, Any], crossbars: Crossbars, exact: Outcome
-) -> dict[str, dict[str, float]]:
-    """Return the NE of a trained model put on crossbars as it is, and of one that is trained on them."""
-    context = scratch.context
+    setting: Setting, scratch: FromScratch, section: dict[str, Any], crossbars: Crossbars, exact: Outcome, seed: int
+) -> tuple[dict[str, dict[str, float]], dict[str, RankingModule]]:
+    """Return the NE of a trained model put on crossbars as it is, and of one that is trained on them; and both."""
     board = Board(crossbars, setting.device)
     exact.module.pim = board  # type: ignore[assignment]
     place(exact.module, board)
-    mapped = _both(scratch, exact.module)
     on: dict[str, Any] = asdict(crossbars) | {"bits": {group: list(pair) for group, pair in crossbars.bits.items()}}
     init_args = {"model": section, "crossbars": on, "device": asdict(setting.device)}
     whole = {
@@ -233,10 +201,13 @@ def _on_crossbars(
         "init_args": {**init_args, "exact_steps": setting.exact_steps},
     }
     key = tuple(repr((section, on)).encode())
-    aware = scratch.run(lambda: instantiate_model(whole, context.schema), candidate_seed(context.seed, key))
-    if aware.reason:
-        return {"mapped": mapped, "trained for it": dict.fromkeys(mapped, math.nan)}
-    return {"mapped": mapped, "trained for it": _both(scratch, aware.module, aware.metrics)}
+    aware = scratch.run(lambda: instantiate_model(whole, scratch.context.schema), candidate_seed(seed, key))
+    failed = dict.fromkeys(("val", "test", "oracle"), math.nan)
+    found = {
+        "mapped": _both(scratch, exact.module),
+        "trained for it": failed if aware.reason else _both(scratch, aware.module, aware.metrics),
+    }
+    return found, {"mapped": exact.module, "trained for it": aware.module}
 
 
 def _shares(context: SearchContext, genotype: Genotype, crossbars: Crossbars) -> dict[str, float]:

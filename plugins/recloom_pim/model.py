@@ -59,7 +59,10 @@ class OnCrossbars(RankingModule):
         if optimizer is None:
             self.optimizer_config = self.model.optimizer_config
         self.exact_steps = exact_steps
-        self.pim = Board(crossbars or Crossbars(), device or Device(), "model.")
+        crossbars = crossbars or Crossbars()
+        self.pim = Board(crossbars, device or Device(), "model.")
+        fewest = min([crossbars.activation_bits, *(bits for _, bits in crossbars.bits.values())])
+        self.export_tolerance = 2.0**-fewest  # an activation halfway between two levels may be rounded otherwise
 
     def forward(
         self,

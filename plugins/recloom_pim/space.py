@@ -36,7 +36,8 @@ class PIMSpace(SearchSpace):
         columns: Columns of a crossbar.
         cell_bits: Bits of a cell.
         dac_bits: Bits that a row is driven with at once.
-        adc_bits: Bits of the columns' converters.
+        adc_lost: By how many bits the columns' converters fall short of losing nothing. (Bits themselves would make
+            most combinations with rows, cells and DACs useless: noise above the signal, or bits of no use.)
         replication: Copies of crossbars through which a sample sends several vectors.
         weight_bits: Bits of a block's weights.
         activation_bits: Bits of a block's activations.
@@ -52,7 +53,7 @@ class PIMSpace(SearchSpace):
         columns: tuple[int, ...] = (64, 128, 256),
         cell_bits: tuple[int, ...] = (1, 2),
         dac_bits: tuple[int, ...] = (1, 2),
-        adc_bits: tuple[int, ...] = (4, 5, 6, 7, 8, 9),
+        adc_lost: tuple[int, ...] = (0, 1, 2),
         replication: tuple[int, ...] = (1, 2, 4, 8, 16),
         weight_bits: tuple[int, ...] = (4, 8),
         activation_bits: tuple[int, ...] = (4, 8),
@@ -68,13 +69,14 @@ class PIMSpace(SearchSpace):
             "columns": columns,
             "cell_bits": cell_bits,
             "dac_bits": dac_bits,
-            "adc_bits": adc_bits,
+            "adc_lost": adc_lost,
             "replication": replication,
         }
         self.each = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         for name, options in {**self.shared, **self.each}.items():
-            if not options or min(options) < 1 or (name == "weight_bits" and min(options) < 2):
-                raise RecloomError(f"PIMSpace: {name} is {list(options)}", "Give one or more positive numbers.")
+            least = {"weight_bits": 2, "adc_lost": 0}.get(name, 1)
+            if not options or min(options) < least:
+                raise RecloomError(f"PIMSpace: {name} is {list(options)}", f"Give numbers of at least {least}.")
         self.device = device or Device()
         self.exact_steps, self.supernet_exact_steps = exact_steps, supernet_exact_steps
         self._known: dict[Genotype, frozenset[str]] = {}
@@ -117,7 +119,9 @@ class PIMSpace(SearchSpace):
         pairs = {group: (bits[2 * place], bits[2 * place + 1]) for place, group in enumerate(self.precisions)}
         weight, activation = pairs.pop(REST)
         named = dict(zip(self.shared, shared, strict=True))
-        return Crossbars(**named, weight_bits=weight, activation_bits=activation, bits=pairs)
+        lost = named.pop("adc_lost")
+        found = Crossbars(**named, weight_bits=weight, activation_bits=activation, bits=pairs)
+        return dataclasses.replace(found, adc_bits=max(1, found.lossless_adc_bits - lost))
 
     def sample_field(self, field: str, genotype: Genotype | None, rng: np.random.Generator) -> tuple[int, ...]:
         """Return random options; of the other space's fields as it samples them."""

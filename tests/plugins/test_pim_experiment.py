@@ -8,7 +8,7 @@ import pytest
 
 from recloom.experiment import run_experiment
 from recloom_pim import codesign, experiments
-from recloom_pim.codesign import Setting
+from recloom_pim.setting import Setting
 
 
 def tiny():
@@ -27,6 +27,11 @@ def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, m
     assert claims["energy"]["measured"] == pytest.approx(ratio)
     assert both["costs"]["area_mm2"] <= alone["costs"]["area_mm2"] * (1 + 1e-9)
     assert alone["val_ne"] == min(alone["ne"]["mapped"]["val"], alone["ne"]["trained for it"]["val"])
+    same = alone["same model"]
+    assert same["costs"]["area_mm2"] <= alone["costs"]["area_mm2"]
+    assert claims["energy-hardware"]["measured"] == pytest.approx(
+        alone["costs"]["energy_nj"] / same["costs"]["energy_nj"]
+    )
     report = (tmp_path / "report.md").read_text()
     for word in ("trained for it", "by crossbars and bits alone", "Energy by component", "shift_add"):
         assert word in report

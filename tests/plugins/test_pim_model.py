@@ -19,12 +19,14 @@ from recloom.export import export_model
 from recloom.loading import instantiate_model
 from recloom.plugins import catalog
 from recloom.search.evaluator import SearchContext
+from recloom.search.method import History
 from recloom.search.objective import Objective
 from recloom.search.training import measure
 from recloom.testing import check_plugin, tiny_batch, tiny_schema
 from recloom_pim.cost import PIMCost
 from recloom_pim.crossbars import Crossbars
 from recloom_pim.layers import Board, group_of, place
+from recloom_pim.method import NSGA2FromModel
 from recloom_pim.model import OnCrossbars, PIMNoise
 from recloom_pim.quantise import (
     Device,
@@ -261,7 +263,7 @@ def context(space, tmp_path):
 def test_the_space_is_the_models_times_crossbars_times_bits(tmp_path):
     inner = nasrec()
     space = PIMSpace(inner, device=Device(variation=0.01))
-    bits = np.log10(3 * 3 * 2 * 2 * 6 * 5 * 4**3)  # block1, block2, and the last layer
+    bits = np.log10(3 * 3 * 2 * 2 * 3 * 5 * 4**3)  # block1, block2, and the last layer
     assert space.log10_size == pytest.approx(inner.log10_size + bits)
     rng = np.random.default_rng(0)
     for _ in range(30):
@@ -341,6 +343,20 @@ def test_candidates_ranked_together_are_ranked_as_alone():
         for path, features in zip(paths, together, strict=True):
             torch.testing.assert_close(net.features(inputs, [path])[0], features)
             assert net.head(path)[0].shape == (features.shape[1],)
+
+
+def test_a_search_can_start_from_variants_of_a_known_model(tmp_path):
+    inner = nasrec()
+    space = PIMSpace(inner)
+    start = inner.canonical(inner.sample(np.random.default_rng(0)))
+    method = NSGA2FromModel(inner.to_json(start), changes=2, population=20)
+    method.setup(context(space, tmp_path))
+    asked = [method.ask(History(number=n), np.random.default_rng(n)) for n in range(20)]
+    assert all(space.valid(genotype) for genotype in asked)
+    assert 2 < sum(space.model(genotype) == start for genotype in asked) < 20
+    assert len({space.hardware(genotype) for genotype in asked}) == 20
+    with pytest.raises(RecloomError, match="PIMSpace"):
+        method.setup(context(inner, tmp_path))
 
 
 def test_co_search_from_the_command_line(tmp_path):

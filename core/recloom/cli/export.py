@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     config, checkpoint = _source(options)
     # imported here: `recloom export --help` needs no torch
     from recloom.cli import quiet
-    from recloom.export import SUFFIX, TOLERANCE, export_model
+    from recloom.export import SUFFIX, export_model
     from recloom.loading import load_trained
     from recloom.model import RankingModule
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         None if options.batch_size == "dynamic" else int(options.batch_size),
         options.logits,
         {"config": str(config), "checkpoint": str(checkpoint)},
-        TOLERANCE if options.tolerance is None else options.tolerance,
+        options.tolerance,
     )
     print(f"{done.path}: {done.path.stat().st_size / 1e6:.1f} MB, inputs described in {done.path.name}.json")
     print(f"max abs diff to eager {done.max_abs_diff:.2e} over batches of {', '.join(map(str, done.batches))}")
@@ -60,7 +60,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--batch-size", default="dynamic", type=_batch_size, metavar="N", help="the only batch size; default: dynamic"
     )
     parser.add_argument("--logits", action="store_true", help="return logits; default: probabilities")
-    parser.add_argument("--tolerance", type=float, metavar="X", help="largest difference to eager; default: 1e-5")
+    parser.add_argument("--tolerance", type=float, metavar="X", help="largest difference to eager; default: the model's own, 1e-5")
     return parser.parse_args(argv)
 
 

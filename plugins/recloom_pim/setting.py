@@ -1,0 +1,102 @@
+"""The sizes of the comparison behind `recloom reproduce pim`, and how it searches and trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recloom.optim import OptimizerConfig
+from recloom.plugins import catalog
+from recloom.search.costs import AnalyticCost
+from recloom.search.evaluator import SearchContext
+from recloom.search.evaluators.scratch import FromScratch
+from recloom.search.evaluators.supernet import SupernetEvaluator
+from recloom.search.method import SearchMethod
+from recloom.search.objective import Objective
+from recloom.search.run import Search, SearchRun
+from recloom.search.space import SearchSpace
+from recloom_pim.cost import PIMCost
+from recloom_pim.quantise import Device
+
+# as published, but for faster embeddings: there are few rows
+SUPERNET = OptimizerConfig("Adagrad", 0.12, {"eps": 1e-2}, "adagrad", 0.5, 1e-2, clip_norm=5.0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of one budget.
+
+    Args:
+        blocks: Blocks of a model.
+        dense_dims: Widths of features to choose from.
+        sparse_dims: Numbers of tokens to choose from.
+        rows: Training, validation and test rows.
+        steps: Steps of a supernet, of 512 rows.
+        trials: Candidates of a search.
+        finetune_steps: Steps of fine-tuning a candidate's last layer.
+        retrain: Half of the candidates of each search that are trained from scratch for their NE.
+        device: Imperfections of cells.
+    """
+
+    blocks: int
+    dense_dims: tuple[int, ...]
+    sparse_dims: tuple[int, ...]
+    rows: tuple[int, int, int]
+    steps: int
+    trials: int
+    finetune_steps: int = 30
+    retrain: int = 3
+    device: Device = field(default_factory=lambda: Device(variation=0.05, stuck_off=0.001, stuck_on=0.0001))
+
+    @property
+    def exact_steps(self) -> int:
+        """Steps of a training from scratch before crossbars take over: half of them."""
+        return self.rows[0] // 512 // 2
+
+    def space(self) -> SearchSpace:
+        """Return the space of models."""
+        kind: Any = catalog().search_spaces.load("NASRecSpace")
+        found: SearchSpace = kind("small", self.blocks, dense_dims=self.dense_dims, sparse_dims=self.sparse_dims)
+        return found
+
+    def search(
+        self,
+        space: SearchSpace,
+        method: SearchMethod,
+        seed: int,
+        folder: Path,
+        limits: Mapping[str, float] | None = None,
+    ) -> SearchRun:
+        """Search `space` for the least NE on the seed's data; return the search, with its trials done."""
+        clicks: Any = catalog().datamodules.load("SyntheticClicks")
+        evaluator = SupernetEvaluator(
+            self.steps,
+            rows=self.rows[0],
+            optimizer=SUPERNET,
+            finetune_steps=self.finetune_steps,
+            eval_rows=min(self.rows[1], 16_000),
+        )
+        search = Search(
+            space,
+            clicks(*self.rows, batch_size=512, seed=seed),
+            method,
+            evaluator,
+            Objective(limits=limits or {}),
+            [AnalyticCost(), PIMCost()],
+            self.trials,
+            batch=16,
+            seed=seed,
+            retrain=0,
+        )
+        return search.run(folder, progress=False, finish=False)
+
+    def scratch(self, context: SearchContext) -> FromScratch:
+        """Return how models are trained from scratch: like the search's, but with learning rates that fall to zero."""
+        steps = self.rows[0] // 512
+        optimizer = OptimizerConfig("Adam", 0.003, sparse="adagrad", sparse_lr=0.5, sparse_eps=1e-2)
+        optimizer.decay_start, optimizer.decay_steps = int(0.3 * steps), steps - int(0.3 * steps)
+        scratch = FromScratch(rows=self.rows[0], optimizer=optimizer)
+        scratch.setup(context)
+        return scratch
