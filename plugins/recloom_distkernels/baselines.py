@@ -13,6 +13,7 @@ from recloom_distkernels.mean_embedding import MeanEmbedding
 from recloom_distkernels.samplesets import SampleSets
 
 PENALTIES: list[float] = [1.0, 10.0, 100.0]
+LOGISTIC_PENALTIES: list[float] = [1e-3, 1e-2, 1e-1, 1.0]
 SVR_WIDTHS: list[float | str] = [0.01, 0.1, "scale"]
 SVC_WIDTHS: list[float | str] = [0.003, 0.01, 0.03, "scale"]
 _FOLDS = 5
@@ -65,7 +66,7 @@ def classify(features: np.ndarray, y: np.ndarray, kernel: bool, seed: int) -> np
         features = features / features.std()
     else:
         machine = make_pipeline(
-            StandardScaler(), GridSearchCV(LogisticRegression(max_iter=300), {"C": [1e-3, 1e-2, 1e-1, 1.0]}, cv=3)
+            StandardScaler(), GridSearchCV(LogisticRegression(max_iter=300), {"C": LOGISTIC_PENALTIES}, cv=3)
         )
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
     return cross_val_predict(machine, features, y, cv=folds)

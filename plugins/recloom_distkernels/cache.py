@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recloom_distkernels.divergence import Progress
+from recloom_distkernels.divergence import Divergence, Progress
 from recloom_distkernels.knn import KnnEngine
 from recloom_distkernels.pairwise import pairwise_divergences
+from recloom_distkernels.registry import parse
 from recloom_distkernels.samplesets import SampleSets
 
-FORMAT = 1  # raised when a change of the code changes values
+FORMAT = 1  # raised when a change of engines or of the streaming run changes values
 
 
 class DivergenceCache:
-    """A folder of S x S matrices, each under the hash of the sets, the divergence and k.
+    """A folder of S x S matrices, each under the hash of the sets, the divergence, its code and k.
 
     Args:
         folder: The folder; None: nothing is kept.
@@ -62,7 +64,7 @@ class DivergenceCache:
 
     def _path(self, sets: SampleSets, name: str, k: int) -> Path:
         assert self.folder is not None
-        text = f"{FORMAT} {sets.fingerprint()} {name.lower()} {k}"
+        text = f"{FORMAT} {sets.fingerprint()} {name.lower()} {_code(name)} {k}"
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
 
     def _read(self, sets: SampleSets, name: str, k: int) -> Tensor | None:
@@ -85,6 +87,13 @@ class DivergenceCache:
             os.replace(aside, self._path(sets, name, k))
         finally:
             Path(aside).unlink(missing_ok=True)
+
+
+def _code(name: str) -> str:
+    """Return a hash of the files that a divergence is written in, its own and those of its bases."""
+    kinds = [kind for kind in type(parse(name, Divergence)).__mro__ if kind.__module__ not in ("abc", "builtins")]
+    files = sorted({inspect.getfile(kind) for kind in kinds})
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def default_folder() -> Path:

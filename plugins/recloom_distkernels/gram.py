@@ -58,6 +58,10 @@ class SetGram:
 
     def fit(self, sets: SampleSets, progress: Progress | None = None) -> Self:
         """Compute the divergences of the training sets, and make and repair their kernel matrix."""
+        return self.fit_values(self.measure(sets, progress))
+
+    def measure(self, sets: SampleSets, progress: Progress | None = None) -> Tensor:
+        """Return the S x S divergences of the training sets, which are kept for `rows`; no kernel is made of them."""
         divergence = self.divergence.fit(sets)
         found = pairwise_divergences(sets, None, [divergence], [self.k], self.engine, progress=progress)
         self.fitted_, self.sets_, self.floor_, self.clamped_ = divergence, sets, found.floor, found.clamped
@@ -69,7 +73,7 @@ class SetGram:
                 stacklevel=2,
             )
         (values,) = found.there.values()
-        return self.fit_values(values)
+        return values
 
     def fit_values(self, values: Tensor) -> Self:
         """Make and repair the kernel matrix of S x S divergences (S x S of x_i from x_j) that are there already."""

@@ -144,12 +144,19 @@ class MMDLayer(nn.Module):
         return own_x[:, None] + self._own(y, y_lengths) - 2 * self._means(x, x_lengths, y, y_lengths)
 
     def _own(self, x: Tensor, n: Tensor) -> Tensor:
-        return self._means(x, n, x, n).diagonal()
+        """Return S means over the pairs of points of each set."""
+        rows, there = _places(n)
+        points = x[rows]  # S x longest x d
+        values = self._kernel(points[:, :, None], points[:, None]) * (there[:, :, None] & there[:, None])
+        return values.sum(dim=(1, 2)) / n.square()
+
+    def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return exp(-|x-y|² / 2σ²); the gradient of the distance is 0 at 0, not NaN."""
+        return torch.exp(-(x - y).square().sum(dim=-1) / (2 * torch.exp(2 * self.log_sigma)))
 
     def _means(self, x: Tensor, n: Tensor, y: Tensor, m: Tensor) -> Tensor:
-        """Return S x T means of exp(-|x-y|² / 2σ²)."""
-        squared = (x[:, None] - y).square().sum(dim=2)  # N x M, whose gradient at 0 is 0, not NaN
-        values = torch.exp(-squared / (2 * torch.exp(2 * self.log_sigma)))
+        """Return S x T means over pairs of points."""
+        values = self._kernel(x[:, None], y)  # N x M
         return _averaging(n, values.dtype) @ values @ _averaging(m, values.dtype).t()
 
 

@@ -60,7 +60,8 @@ class _SetMachine(SetEstimator):
         sets = as_sets(self, X, reset=True)
         check_consistent_length(sets, y)
         targets = self._targets(column_or_1d(y, warn=True))
-        return self._fit_gram(self._gram().fit(sets), targets)
+        gram = self._gram()
+        return self._fit_gram(gram, gram.measure(sets), targets)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return R predictions."""
@@ -69,7 +70,7 @@ class _SetMachine(SetEstimator):
 
     def fit_divergences(self, values: Tensor, y: Any) -> Self:
         """Fit on the S x S divergences of the training sets, instead of the sets."""
-        return self._fit_gram(self._gram().fit_values(values), self._targets(column_or_1d(y)))
+        return self._fit_gram(self._gram(), values, self._targets(column_or_1d(y)))
 
     def predict_divergences(self, there: Tensor, back: Tensor) -> np.ndarray:
         """Return R predictions, given R x S divergences of sets from the training sets, and S x R of the other way."""
@@ -96,13 +97,13 @@ class _SetMachine(SetEstimator):
     def _score(self, machine: Any, rows: np.ndarray, y: np.ndarray) -> float:
         """Return how good a machine is on rows held out."""
 
-    def _fit_gram(self, gram: SetGram, y: np.ndarray) -> Self:
+    def _fit_gram(self, gram: SetGram, values: Tensor, y: np.ndarray) -> Self:
         scales = self._grid(self.scale, SCALES if isinstance(gram.kernel, GaussianKernel) else (1.0,), "scale")
         penalties = self._grid(self.C, PENALTIES, "C")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the search stops at 1,000 iterations on purpose
-            self.best_scale_, self.best_C_, self.scores_ = self._tune(gram.values_, y, scales, penalties)
-        self.gram_ = self._rescaled(gram, self.best_scale_).fit_values(gram.values_)
+            self.best_scale_, self.best_C_, self.scores_ = self._tune(values, y, scales, penalties)
+        self.gram_ = self._rescaled(gram, self.best_scale_).fit_values(values)
         self.machine_ = self._machine(self.best_C_, -1).fit(self.gram_.matrix(), y)
         return self
 

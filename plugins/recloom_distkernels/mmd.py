@@ -57,16 +57,12 @@ class MeanMap(SetDivergence):
         if not self.sigma:
             return self.fit(x)._sums(x, y, progress)
         found = torch.zeros(len(x), len(y), dtype=torch.float64)
-        scale = 1 / (math.sqrt(2) * self.sigma)
-        a, b = x.values.detach() * scale, y.values.detach() * scale
+        a, b = self._scaled(x), self._scaled(y)
         bounds = x.offsets.tolist()
         for i in range(len(x)):
             first = i if x is y else 0
             start = int(y.offsets[first])
-            distances = torch.cdist(
-                a[bounds[i] : bounds[i + 1]], b[start:], compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            sums = distances.square_().neg_().exp_().sum(dim=0, dtype=torch.float64).cpu().numpy()
+            sums = _column_sums(a[bounds[i] : bounds[i + 1]], b[start:]).cpu().numpy()
             found[i, first:] = torch.from_numpy(np.add.reduceat(sums, (y.offsets[first:-1] - start).numpy()))
             if progress:
                 progress((i + 1) / len(x))
@@ -74,7 +70,17 @@ class MeanMap(SetDivergence):
 
     def _own(self, sets: SampleSets) -> Tensor:
         """Return the S sums over the pairs of points of each set."""
-        return torch.cat([self._sums(one, one).flatten() for one in (sets.slice(i, i + 1) for i in range(len(sets)))])
+        each = self._scaled(sets).split(sets.sizes.tolist())
+        return torch.stack([_column_sums(points, points).sum() for points in each]).cpu()
+
+    def _scaled(self, sets: SampleSets) -> Tensor:
+        return sets.values.detach() / (math.sqrt(2) * self.sigma)
+
+
+def _column_sums(a: Tensor, b: Tensor) -> Tensor:
+    """Return the M sums over N points a of exp(-|a-b|²), float64."""
+    distances = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.square_().neg_().exp_().sum(dim=0, dtype=torch.float64)
 
 
 class MMD(MeanMap):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from recloom_distkernels.readers import read_groups
 from recloom_distkernels.registry import names, parse
 from recloom_distkernels.samplesets import SampleSets
 
+LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 INPUT = """\
 INPUT is a Parquet file or a folder of them (a row a point, --group tells the set), an .npz file (an n x d array a set),
 or a shard directory that `recloom prepare` wrote of an event log: users are then the sets of their items' vectors."""
@@ -42,7 +44,12 @@ def parser(command: str, summary: str, output: str) -> argparse.ArgumentParser:
     found.add_argument("--group", default="group", metavar="COLUMN", help="column that tells the set (default: group)")
     found.add_argument("--columns", default="", metavar="A,B", help="columns of coordinates; default: all numeric ones")
     found.add_argument("--feature", default="item", metavar="NAME", help="what users are sets of (default: item)")
-    found.add_argument("--vectors", default="", metavar="FILE.npy", help="vectors by id; default: made by an SVD")
+    found.add_argument(
+        "--vectors",
+        default="",
+        metavar="FILE.npy|RUN",
+        help="vectors by id, or a run's folder, whose model's embedding is taken; default: made by an SVD",
+    )
     found.add_argument("--dim", type=int, default=10, metavar="D", help="dimension of the SVD (default: 10)")
     found.add_argument("--min-points", type=int, default=1, metavar="N", help="leave out sets with fewer points")
     found.add_argument("--threads", type=int, default=0, metavar="N", help="default: as many as torch takes")
@@ -140,11 +147,29 @@ def divergences(
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
-    """Give a function that shows the share that is done, on a terminal."""
+    """Give a function that shows the share that is done: a bar on a terminal, elsewhere a line each half minute."""
+    if not sys.stderr.isatty():
+        yield _Lines(title)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda done: bar.update(task, completed=done)
+
+
+class _Lines:
+    """Says the share that is done, and what is left, every half minute."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.start = self.said = time.monotonic()
+
+    def __call__(self, done: float) -> None:
+        now = time.monotonic()
+        if done > 0 and now - self.said >= LINE_SECONDS:
+            self.said = now
+            left = (now - self.start) * (1 - done) / done
+            say(f"{self.title}: {done:.0%}, about {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

@@ -46,8 +46,8 @@ def read_groups(
             directory written by `recloom prepare`, whose users become the sets of their items' vectors.
         group: Parquet: column that tells the set.
         columns: Parquet: columns of coordinates; empty: all other numeric columns.
-        vectors: Shard directory: .npy file of V x d vectors, a row an id of `feature`; empty: a truncated singular
-            value decomposition of the users' items.
+        vectors: Shard directory: .npy file of V x d vectors, a row an id of `feature`, or the folder of a run on these
+            data, whose model's embedding is taken; empty: a truncated singular value decomposition of the users' items.
         dim: Shard directory: dimension of that decomposition.
         feature: Shard directory: what users are sets of ("item", "category").
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -42,8 +43,13 @@ def parse(text: str | T, base: Callable[..., T]) -> T:
 
 
 def names(base: type) -> list[str]:
-    """Return the short names of the registered components of a kind."""
-    return [_short(entry.name) for entry in catalog().kernels if _is(entry.load(), base)]
+    """Return the short names of the registered components of a kind; those that cannot be imported are left out."""
+    found = []
+    for entry in catalog().kernels:
+        with contextlib.suppress(RecloomError):  # one plugin's broken component is no reason to refuse the others'
+            if _is(entry.load(), base):
+                found.append(_short(entry.name))
+    return found
 
 
 def _find(name: str, base: Any) -> Any:

@@ -24,7 +24,8 @@ def read_users(directory: Path, vectors: str | Path = "", dim: int = 10, feature
 
     Args:
         directory: Written by `recloom prepare` from an event log.
-        vectors: .npy file of V x d vectors, a row an id of `feature`; empty: see `svd_vectors`.
+        vectors: .npy file of V x d vectors, a row an id of `feature`; or the folder of a run on these data, whose
+            model's embedding is taken; empty: see `svd_vectors`.
         dim: Dimension of the vectors that are made.
         feature: What users are sets of.
 
@@ -51,7 +52,14 @@ def read_users(directory: Path, vectors: str | Path = "", dim: int = 10, feature
     users, starts = np.unique(pairs[:, 0], return_index=True)
     offsets = np.append(starts, len(pairs))
     items = pairs[:, 1]
-    table = _load(Path(vectors), sizes[feature]) if vectors else svd_vectors(items, offsets, sizes[feature], dim)
+    if vectors:
+        path = Path(vectors)
+        table = trained_vectors(path, feature) if path.is_dir() else _load(path)
+        if table.ndim != 2 or len(table) != sizes[feature]:
+            shape = " x ".join(map(str, table.shape))
+            raise DataError(f"{path}: {shape} vectors", f"Give {sizes[feature]:,} rows, one an id of {feature!r}.")
+    else:
+        table = svd_vectors(items, offsets, sizes[feature], dim)
     sets = SampleSets.from_ids(
         torch.from_numpy(table),
         torch.from_numpy(items),
@@ -89,6 +97,29 @@ def svd_vectors(items: np.ndarray, offsets: np.ndarray, count: int, dim: int) ->
     return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
+def trained_vectors(run: Path, feature: str) -> np.ndarray:
+    """Return the V x d float32 embedding of a feature in the best (else the last) checkpoint of a run.
+
+    Raises:
+        DataError: There is no run with a checkpoint, or its model has no embedding of the feature.
+    """
+    from recloom.embedding import EmbeddingBagCollection
+    from recloom.loading import load_trained
+
+    checkpoints = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    found = next((path for path in checkpoints if path.exists()), None)
+    if found is None:
+        raise DataError(f"{run}: there is no run with a checkpoint here", "Train first: recloom fit ...")
+    known: list[str] = []
+    for part in load_trained(run / "config.yaml", found).modules():
+        if isinstance(part, EmbeddingBagCollection):
+            known += part.feature_names
+            for table in part.tables:
+                if feature in table.feature_names:
+                    return part.table_weight(table.name).detach().numpy().astype(np.float32)
+    raise DataError(f"{run}: its model has no embedding of {feature!r}", suggest(feature, known))
+
+
 def _pairs(file: Path, schema: FeatureSchema, feature: str, histories: list[str]) -> np.ndarray:
     """Return the distinct (user, item) pairs of a shard."""
     label = schema.labels[0]
@@ -113,14 +144,11 @@ def _batches(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
             yield {name: batch.column(name) for name in batch.schema.names}
 
 
-def _load(path: Path, count: int) -> np.ndarray:
+def _load(path: Path) -> np.ndarray:
     try:
-        table = np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False).astype(np.float32)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not an array of numpy.save: {error}", "Give V x d vectors.") from error
-    if table.ndim != 2 or len(table) != count:
-        raise DataError(f"{path}: {' x '.join(map(str, table.shape))} vectors", f"Give {count:,} rows, one an id.")
-    return table.astype(np.float32)
 
 
 def _names(directory: Path, schema: FeatureSchema, groups: np.ndarray, files: list[Path]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import zlib
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recloom.linear import Linear
-from recloom.search.operators import Operator, Pieces, SlicedLinear
+from recloom.search.operators import Pieces, SlicedLinear
 from recloom.search.slices import part
 from recloom_pim.crossbars import Crossbars
 from recloom_pim.quantise import Device, Precision, crossbar_linear
@@ -35,16 +36,20 @@ class Board:
         self.layers: list[str] = []
         self.exact_training = False  # whether training steps compute in full precision for now
 
-    def linear(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output; in training each call draws a chip, in evaluation rows are divided over chips."""
+    def linear(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, name: str = "") -> Tensor:
+        """Return the layer's output; in training each call draws a chip, in evaluation rows are divided over chips.
+
+        `name` is the weight's, for a layer that has several.
+        """
         if self.crossbars is None or (layer.training and self.exact_training):
             return F.linear(x, weight, bias)
         p, device = Precision.of(self.crossbars, layer.pim_group), self.device
         if layer.training or device is None:
             return crossbar_linear(x, weight, bias, p, device)
         found = []
+        own = (device.seed, layer.pim_place, *([zlib.crc32(name.encode())] if name else []))
         for chip, rows in enumerate(x.tensor_split(device.draws)):
-            generator = torch.Generator(x.device).manual_seed(hash((device.seed, layer.pim_place, chip)) % 2**63)
+            generator = torch.Generator(x.device).manual_seed(hash((*own, chip)) % 2**63)
             found.append(crossbar_linear(rows, weight, bias, p, device, generator))
         return torch.cat(found)
 
@@ -89,7 +94,9 @@ _BECOME: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def group_of(name: str) -> str:
-    """Return the group of a layer by its name: "block3" of "network.blocks.2. ..."; else its first part."""
+    """Return a layer's group by its name: "block3" of "network.blocks.2. ...", "head" of a last layer; or its start."""
+    if name.rpartition(".")[2] == "head":
+        return "head"
     found = _BLOCK.search(name)
     return f"block{int(found[1]) + 1}" if found else name.split(".")[0]
 
@@ -98,8 +105,9 @@ def place(module: nn.Module, board: Board) -> None:
     """Let the linear layers of a module compute on a board; those that do already are left alone.
 
     nn.Linear, recloom's Linear and SlicedLinear themselves change their class, as torch's parametrisations do:
-    parameters, their names and checkpoints stay the same. So do operators of search spaces with weights of their own.
-    Other weights, and products of two computed operands, stay in full precision.
+    parameters, their names and checkpoints stay the same. So do modules with weights of their own that have a method
+    `product` (operators of search spaces, blocks); the attribute `group` of one says its group, if it has it. Other
+    weights, and products of two computed operands, stay in full precision.
 
     Args:
         module: Any module.
@@ -109,10 +117,17 @@ def place(module: nn.Module, board: Board) -> None:
         kind = _BECOME.get(type(layer))
         if kind is not None:
             layer.__class__ = kind
-        elif isinstance(layer, Operator) and "product" not in vars(layer) and list(layer.parameters(recurse=False)):
+        elif _has_products(layer):
             layer.product = functools.partial(board.linear, layer)  # type: ignore[assignment]
         else:
             continue
         name = name.removeprefix(board.prefix)
-        layer.pim_board, layer.pim_group, layer.pim_place = board, group_of(name), len(board.layers)  # type: ignore[assignment]
+        group = str(getattr(layer, "group", "")) or group_of(name)
+        layer.pim_board, layer.pim_group, layer.pim_place = board, group, len(board.layers)  # type: ignore[assignment]
         board.layers.append(name)
+
+
+def _has_products(layer: nn.Module) -> bool:
+    """Return whether a module computes products by a method `product` that was not replaced yet."""
+    matrices = any(parameter.ndim > 1 for parameter in layer.parameters(recurse=False))
+    return matrices and hasattr(type(layer), "product") and "product" not in vars(layer)

@@ -150,8 +150,8 @@ class PIMSpace(SearchSpace):
         return (*model, *own)
 
     def program(self, genotype: Genotype, schema: FeatureSchema) -> Program:
-        """Return what the model does for a sample."""
-        return self.space.program(self.model(genotype), schema)
+        """Return what the model does for a sample: the canonical one, whose blocks the bits belong to."""
+        return self.space.program(self.space.canonical(self.model(genotype)), schema)
 
     def model_config(self, genotype: Genotype) -> dict[str, Any]:
         """Return the model as an OnCrossbars."""

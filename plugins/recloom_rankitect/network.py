@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recloom.linear import Linear
+from recloom.linear import Linear, linear
 from recloom.search.block import Block, Weights
 from recloom_rankitect.plan import Plan
 
@@ -15,11 +15,13 @@ class StepModule(nn.Module):
 
     Args:
         block: The block.
+        group: The part of the architecture that it belongs to.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, group: str = "") -> None:
         super().__init__()
         self.block = block
+        self.group = group
         self.names: list[str] = []
         for name, weight in block.weights().items():
             tensor = torch.empty(weight.shape)
@@ -33,8 +35,12 @@ class StepModule(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the block's result."""
         weights = Weights((name, getattr(self, name)) for name in self.names)
-        weights.training = self.training
+        weights.training, weights.product = self.training, self.product
         return self.block.forward(weights, *inputs)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        """Return x weight^T + bias; what replaces products in layers of other modules replaces this of an instance."""
+        return linear(x, weight, bias)
 
 
 class GraphNetwork(nn.Module):
@@ -48,7 +54,7 @@ class GraphNetwork(nn.Module):
     def __init__(self, plan: Plan, tasks: int = 1) -> None:
         super().__init__()
         self.inputs = [step.inputs for step in plan.steps]
-        self.steps = nn.ModuleDict({step.slot: StepModule(step.block) for step in plan.steps})
+        self.steps = nn.ModuleDict({step.slot: StepModule(step.block, step.group) for step in plan.steps})
         self.ends = plan.head
         self.head = Linear(plan.width, tasks)
         nn.init.xavier_uniform_(self.head.weight)

@@ -64,6 +64,11 @@ class Step:
     node: Node
     last: bool
 
+    @property
+    def group(self) -> str:
+        """The part of the architecture that it belongs to."""
+        return self.node.group or self.node.name
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -169,7 +174,7 @@ def lower(found: Plan, stem: Stem, schema: FeatureSchema) -> Program:
     places = [gather, program.add("dense", "elementwise", 1, stem.features, group="stem")]
     for step in found.steps:
         inputs = list(dict.fromkeys(places[source] for source in step.inputs))
-        places.append(step.block.lower(program, inputs, step.slot.replace("/", "."), step.node.group or step.node.name))
+        places.append(step.block.lower(program, inputs, step.slot.replace("/", "."), step.group))
     head = list(dict.fromkeys(places[source] for source in found.head))
     program.add("head", "matmul", found.width, len(schema.labels), 1, head, "head", bias=True)
     return program

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recloom.batch import Batch
 from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, bag_configs
 from recloom.errors import RecloomError
+from recloom.linear import linear
 from recloom.optim import OptimizerConfig
 from recloom.search.block import Weight, Weights
 from recloom.search.slices import part
@@ -55,7 +56,7 @@ class GraphSupernet(Supernet):
         self.composed = space
         self.sparse_arch = embedding(bag_configs(self.schema, space.embedding_dim))
         self.stem = stem_of(self.schema, self.sparse_arch.output_dim)
-        self.slots = nn.ModuleDict({slot: Slot(weights) for slot, weights in largest(space, self.stem).items()})
+        self.slots = nn.ModuleDict({slot: Slot(weights, slot) for slot, weights in largest(space, self.stem).items()})
         tokens = max(self.stem.tokens, space.limits.tokens) * self.stem.dim
         self.most = max(tokens, space.limits.features, self.stem.features)
         self.heads = nn.Parameter(torch.zeros(2, self.most))
@@ -117,7 +118,7 @@ class GraphSupernet(Supernet):
         needed = step.block.weights()
         slot: Slot = self.slots[step.slot] if needed else None  # type: ignore[assignment]
         weights = slot.leading(needed) if needed else Weights()
-        weights.training = self.training
+        weights.training, weights.product = self.training, slot.product if needed else None
         result = step.block.forward(weights, *inputs)
         return self._gated(result, step.node.gates) if step.last else result
 
@@ -130,10 +131,12 @@ class Slot(nn.Module):
 
     Args:
         weights: What they are.
+        name: Its name: that of a node, which begins with its group, and of a block there.
     """
 
-    def __init__(self, weights: dict[str, Weight]) -> None:
+    def __init__(self, weights: dict[str, Weight], name: str = "") -> None:
         super().__init__()
+        self.group = name.partition("/")[0].partition("-")[0]
         for name, weight in weights.items():
             tensor = torch.empty(weight.shape)
             weight.fill(tensor)
@@ -150,6 +153,10 @@ class Slot(nn.Module):
             (name, part(getattr(self, name), *(slice(0, size) for size in weight.shape)))
             for name, weight in needed.items()
         )
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        """Return x weight^T + bias; what replaces products in layers of other modules replaces this of an instance."""
+        return linear(x, weight, bias)
 
 
 def largest(space: ComposedSpace, stem: Any) -> dict[str, dict[str, Weight]]:

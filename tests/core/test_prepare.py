@@ -391,6 +391,7 @@ from recloom.data.prepare import PrepareOptions, prepare
 def progress(stage, done, total):
     if stage == "write" and done > total // 2:
         os.kill(os.getpid(), int(sys.argv[3]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 prepare(Criteo(), [Path(sys.argv[1])], Path(sys.argv[2]), PrepareOptions(block_bytes=20_000), progress)
 """
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +18,17 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import SkipTestWarning
 from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import check_estimator
 
+from recloom.catalog import Catalog
 from recloom.plugins import catalog
 from recloom.testing import run_cli
 from recloom.testing.components import sequence_encoder_problems
 from recloom_distkernels import experiments
 from recloom_distkernels.bench.search import main as bench
+from recloom_distkernels.cache import DivergenceCache
 from recloom_distkernels.estimators import GramRepair, SetEmbedding, SetKernel, SetOutlierDetector
 from recloom_distkernels.gram import DuplicateWarning
 from recloom_distkernels.group_data import SyntheticGroups
@@ -31,6 +38,7 @@ from recloom_distkernels.machines import SetClassifier, SetRegressor
 from recloom_distkernels.mean_embedding import MeanEmbedding
 from recloom_distkernels.mmd import MMD, MeanMap
 from recloom_distkernels.pairwise import pairwise_divergences
+from recloom_distkernels.readers import read_groups
 from recloom_distkernels.samplesets import SampleSets
 from recloom_distkernels.selection import cross_val_predict_sets, set_divergences
 from recloom_distkernels.tasks import TASKS
@@ -78,6 +86,9 @@ def test_classifier_and_its_selection():
     np.testing.assert_array_equal(other.predict_divergences(values[40:, :40], values[:40, 40:]), fitted.predict(x[40:]))
     with pytest.raises(ValueError, match="points have 3 dimensions"):
         fitted.predict([np.zeros((9, 3))])
+    # a Gram matrix made beforehand: its repair is fitted on the rows and columns of each training fold
+    plain = SetKernel("renyi:0.8", psd="no").fit_transform(x)
+    assert cross_val_score(make_pipeline(GramRepair(), SVC(C=8.0, kernel="precomputed")), plain, y, cv=3).mean() > 0.9
 
 
 def test_inner_folds_do_not_see_what_is_held_out(monkeypatch):
@@ -89,8 +100,7 @@ def test_inner_folds_do_not_see_what_is_held_out(monkeypatch):
     monkeypatch.setattr(ClipPSD, "fit", lambda self, gram: (sizes.append(len(gram)), original(self, gram))[1])
     sets, y = small("ring", 30)
     SetClassifier("hellinger", C=1.0, cv=3).fit(sets, y)
-    assert sizes[0] == sizes[-1] == 30  # the training sets themselves
-    assert set(sizes[1:-1]) == {20}
+    assert sizes == [20] * 24 + [30]  # three folds of eight bandwidths, then the training sets themselves, once
 
 
 def test_regression_outliers_and_embedding():
@@ -152,7 +162,11 @@ def test_mmd_layer():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"head": "gram", "landmarks": 16, "lr": 0.03}, {"head": "gram", "divergence": "renyi:0.8", "lr": 0.03}],
+    [
+        {},
+        {"head": "gram", "landmarks": 8, "landmark_points": 12, "lr": 0.03},
+        {"head": "gram", "divergence": "renyi:0.8", "landmarks": 8, "lr": 0.03},
+    ],
 )
 def test_group_model_learns_rings(options):
     from lightning.pytorch import Trainer, seed_everything
@@ -197,11 +211,12 @@ def parquet(tmp_path):
 
 def test_gram_embed_and_detect(parquet, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("recloom_distkernels.options.LINE_SECONDS", 0)
     out = tmp_path / "gram.npz"
     argv = ["gram", str(parquet), "--group", "who", "--div", "kl,renyi:0.8", "--k", "3,5", "--output", str(out)]
     first = run_cli(argv)
     assert first.code == 0, first.err
-    assert "93,025 pairs of points, about" in first.err
+    assert re.search(r"93,025 pairs of points, about .*\n.*divergences: 100%, about 0.0 s left", first.err, re.S)
     again = run_cli(argv)
     assert "from the cache" in again.err
     with np.load(out) as found:
@@ -229,6 +244,24 @@ def test_gram_embed_and_detect(parquet, tmp_path, monkeypatch):
         done = run_cli(["detect", str(parquet), "--group", "who", "--method", method, "--output", str(scores)])
         assert done.code == 0, done.err
         assert pq.read_table(scores)["name"][0].as_py() == "odd"
+
+
+def test_cached_values_are_of_todays_code(tmp_path, monkeypatch):
+    code = (
+        "from recloom_distkernels.mmd import MeanMap\n\n\nclass Twice(MeanMap):\n"
+        "    def matrix(self, x, y, progress=None):\n        return 2 * super().matrix(x, y, progress)\n"
+    )
+    (tmp_path / "twice_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    every = Catalog("mine")
+    every.kernels.add("Twice", "twice_module:Twice")
+    monkeypatch.setattr("recloom_distkernels.registry.catalog", lambda: every)
+    sets, cache = SampleSets.from_list([np.zeros((3, 1)), np.ones((4, 1))]), DivergenceCache(tmp_path / "cache")
+    cache.compute(sets, ["twice"], [3])
+    assert cache.missing(sets, ["twice"], [3]) == []
+    assert cache.missing(sets.slice(0, 1), ["twice"], [3]) == ["twice"]
+    (tmp_path / "twice_module.py").write_text(code.replace("2 *", "3 *"))
+    assert cache.missing(sets, ["twice"], [3]) == ["twice"]
 
 
 def test_bad_input_of_the_commands(parquet, tmp_path):
@@ -264,8 +297,10 @@ def test_users_of_movielens(samples, tmp_path):
     argv = ["gram", str(shards), "--min-points", "20", "--dim", "5", "--output", str(out), "--cache", "none"]
     done = run_cli(argv)
     assert done.code == 0, done.err
-    events = [line.split("\t")[:2] for line in lines[1:]]
-    taken = {user: {item for other, item in events if other == user} for user, _ in events}
+    taken = collections.defaultdict(set)
+    for line in lines[1:]:
+        user, item = line.split("\t")[:2]
+        taken[user].add(item)
     wanted = {user for user, items in taken.items() if len(items) >= 20}
     with np.load(out) as found:
         assert set(found["names"]) == wanted
@@ -276,6 +311,32 @@ def test_users_of_movielens(samples, tmp_path):
     assert "in 4 dimensions" in done.err
     np.save(tmp_path / "vectors.npy", np.zeros((3, 4)))
     assert f"{count:,} rows" in run_cli([*argv, "--vectors", str(tmp_path / "vectors.npy")]).err
+
+
+def test_users_by_a_runs_embedding(tmp_path):
+    events = np.random.default_rng(0).integers(0, 30, (600, 2)) % [20, 30]
+    lines = [f"{user},{item},{time}" for time, (user, item) in enumerate(events)]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *lines]) + "\n")
+    shards, run, out = (str(tmp_path / name) for name in ("shards", "run", "gram.npz"))
+    done = run_cli(["prepare", "events", "--input", str(tmp_path / "log.csv"), "--output", shards, "--time", "time"])
+    assert done.code == 0, done.err
+    argv = ["--model=DLRM", "--model.embedding_dim=4", "--model.dense_arch=[]", "--data=ParquetClicks"]
+    argv += [
+        f"--data.path={shards}",
+        "--data.batch_size=64",
+        "--trainer.max_steps=3",
+        "--trainer.accelerator=cpu",
+        f"--run_dir={run}",
+    ]
+    done = run_cli(["fit", *argv, "--data.num_workers=0", "--trainer.enable_progress_bar=false"])
+    assert done.code == 0, done.err
+    argv = ["gram", shards, "--output", out, "--cache", "none", "--div", "mmd", "--vectors"]
+    assert run_cli([*argv, run]).code == 0
+    sets = read_groups(Path(shards), vectors=run).sets
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    rows = torch.cat([value for value in state.values() if value.ndim == 2 and value.shape[1] == 4])
+    assert bool((sets.values[:, None] == rows).all(2).any(1).all())  # a user's points are rows of the trained table
+    assert "no run with a checkpoint" in run_cli([*argv, shards]).err
 
 
 def test_groups_by_config(parquet, tmp_path, monkeypatch):
@@ -301,6 +362,7 @@ def test_the_experiment_and_the_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr("recloom_distkernels.machines.SCALES", (0.5, 1.0))
     monkeypatch.setattr("recloom_distkernels.machines.PENALTIES", (1.0, 64.0))
     monkeypatch.setattr("recloom_distkernels.baselines.PENALTIES", [10.0])
+    monkeypatch.setattr("recloom_distkernels.baselines.LOGISTIC_PENALTIES", [0.1])
     monkeypatch.setattr("recloom_distkernels.baselines.SVR_WIDTHS", ["scale"])
     monkeypatch.setattr("recloom_distkernels.baselines.SVC_WIDTHS", ["scale"])
     monkeypatch.setattr(experiments, "DIVERGENCES", {"regression": ("kl",), "digits": ("renyi:0.8",)})
@@ -310,8 +372,10 @@ def test_the_experiment_and_the_benchmark(tmp_path, monkeypatch):
     expected = ["skewness", "entropy", "circle", "digits", "clip", "ring", "many"]
     assert list(claims) == expected
     assert claims["ring"]["measured"] > 0.8
-    argv = ["--dims", "2", "--sets", "4", "--targets", "2", "--rounds", "1", "--out", str(tmp_path / "b.json")]
-    assert bench(argv) == 0
+    argv = ["--dims", "2", "--sets", "4", "--targets", "2", "--rounds", "1", "--threads", "1", "2"]
+    assert bench([*argv, "--out", str(tmp_path / "b.json")]) == 0
     rows = json.loads((tmp_path / "b.json").read_text())
-    assert {row["contender"] for row in rows} == {"recloom auto", "scikit-learn brute", "scikit-learn kd_tree"}
+    contenders = {"recloom auto", "scikit-learn brute", "scikit-learn kd_tree"}
+    assert {(row["contender"], row["threads"]) for row in rows} == set(itertools.product(contenders, (1, 2)))
+    assert {row["speedup"] for row in rows if row["threads"] == 1} == {1}
     assert functools.reduce(min, (row["ns_per_pair"] for row in rows)) > 0

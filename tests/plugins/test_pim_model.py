@@ -149,7 +149,7 @@ def build(model="DLRM", device=PERFECT, crossbars=LOSSLESS, **init_args):
     return OnCrossbars(tiny_schema().to_dict(), lambda schema: inner, crossbars, device)
 
 
-@pytest.mark.parametrize("name", ["DLRM", "NASRecNet"])
+@pytest.mark.parametrize("name", ["DLRM", "NASRecNet", "GraphModel", "StackModel"])
 def test_any_ranking_model_runs_quantised_with_the_parameters_it_had(name):
     torch.manual_seed(0)
     model = build(name, crossbars=dataclasses.replace(LOSSLESS, weight_bits=12, activation_bits=12)).eval()
@@ -187,6 +187,7 @@ def test_evaluation_divides_rows_over_the_same_chips_and_training_draws_new_ones
 def test_groups_take_their_own_bits():
     assert group_of("network.blocks.2.dense_ops.fc.linear") == "block3"
     assert group_of("over_arch.0") == "over_arch"
+    assert group_of("network.head") == "head"
     net = nn.ModuleDict({"a": nn.Linear(40, 10), "b": nn.Linear(40, 10)})
     board = Board(dataclasses.replace(LOSSLESS, bits={"b": (2, 2)}), PERFECT)
     exact, x = {name: layer.weight.detach().clone() for name, layer in net.items()}, torch.randn(30, 40)

@@ -33,6 +33,9 @@ class CostParser(ArgumentParser):
 
 def main(argv: list[str]) -> int:
     """Print a model's works, multiply-accumulates and parameters."""
+    given = {argument.partition("=")[0].partition(".")[0] for argument in argv}
+    if not given & {"--data", "--config", "-c", "--help", "-h"}:
+        argv = [*argv, "--data", "SyntheticClicks"]
     mention.load_mentioned(argv)
     quiet.hush()
     from recloom.search.lowering import lower
@@ -76,7 +79,8 @@ def _parts(argv: list[str]) -> tuple[Any, Any]:
 
     parser = CostParser(prog="recloom cost", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file as `recloom fit` takes it.")
-    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True)
+    data = "The features; unset, without a config: those of SyntheticClicks."
+    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=True, help=data)
     parser.add_subclass_arguments(RankingModule, "model", required=True)
     parser.add_subclass_arguments(CostModel, "hardware", required=False, help="Prices the work: isaac, PIMCost, ...")
     for name in _OF_FIT:

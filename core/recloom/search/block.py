@@ -16,12 +16,13 @@ is a block, and `catalog.blocks.add("square", "mine:Square")` makes it one that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from recloom.linear import linear
 from recloom.search.program import Program
 
 Port = Literal["dense", "sparse", "any", "alike", "same"]
@@ -85,6 +86,13 @@ class Weights(dict[str, Tensor]):
 
     training: bool = False
     """Whether this is a training step."""
+    product: Callable[[Tensor, Tensor, Tensor | None, str], Tensor] | None = None
+    """Computes products with weights in torch's place: the activations, the weight, the bias, the weight's name."""
+
+    def linear(self, x: Tensor, weight: str, bias: str = "") -> Tensor:
+        """Return x W^T + b for weights by their names: what blocks with products call, so that they can be replaced."""
+        b = self[bias] if bias else None
+        return linear(x, self[weight], b) if self.product is None else self.product(x, self[weight], b, weight)
 
 
 class Block(ABC):

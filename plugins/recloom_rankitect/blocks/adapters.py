@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from recloom.search.block import Block, Shape, Weight, Weights
@@ -72,7 +71,7 @@ class ProjectTokens(Block):
 
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x N x D to B x width x D."""
-        return F.linear(inputs[0].transpose(1, 2), weights["weight"]).transpose(1, 2)
+        return weights.linear(inputs[0].transpose(1, 2), "weight").transpose(1, 2)
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add the product: one vector a column."""

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recloom.linear import linear
 from recloom.search.block import Block, Shape, Weight, Weights
 from recloom.search.program import Program
 
@@ -33,7 +32,7 @@ class Linear(Block):
 
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x d to B x width."""
-        return linear(inputs[0], weights["weight"], weights["bias"])
+        return weights.linear(inputs[0], "weight", "bias")
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add the product."""
@@ -52,7 +51,7 @@ class TokenLinear(Block):
 
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x N x D to B x N x D."""
-        return F.linear(inputs[0], weights["weight"], weights["bias"])
+        return weights.linear(inputs[0], "weight", "bias")
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add the product."""

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from recloom.linear import linear
 from recloom.search.block import Block, Init, Shape, Weight, Weights
 from recloom.search.program import Program
 from recloom_rankitect.blocks.features import LayerNorm
@@ -87,7 +85,7 @@ class Gate(_Mixed):
 
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map two of a shape to one."""
-        return inputs[0] * torch.sigmoid(F.linear(inputs[1], weights["weight"], weights["bias"]))
+        return inputs[0] * torch.sigmoid(weights.linear(inputs[1], "weight", "bias"))
 
 
 class Cross(_Mixed):
@@ -97,7 +95,7 @@ class Cross(_Mixed):
 
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map two of a shape to one."""
-        return torch.addcmul(inputs[1], inputs[0], F.linear(inputs[1], weights["weight"], weights["bias"]))
+        return torch.addcmul(inputs[1], inputs[0], weights.linear(inputs[1], "weight", "bias"))
 
 
 class _LowRank(Block):
@@ -126,9 +124,9 @@ class _LowRank(Block):
 
     def product(self, weights: Weights, y: Tensor, activate: bool) -> Tensor:
         """Return U (V y) in the shape of the first input."""
-        hidden = linear(y.flatten(1), weights["down"], weights["down_bias"])
+        hidden = weights.linear(y.flatten(1), "down", "down_bias")
         hidden = torch.relu(hidden) if activate else hidden
-        found = linear(hidden, weights["up"], weights["up_bias"])
+        found = weights.linear(hidden, "up", "up_bias")
         shape = self.shapes[0]
         return found.unflatten(1, (shape.tokens, shape.width)) if shape.tokens else found
 

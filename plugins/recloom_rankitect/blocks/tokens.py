@@ -42,7 +42,7 @@ class EFC(Block):
 
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x N x D to B x n x D."""
-        return F.linear(inputs[0].transpose(1, 2), weights["weight"], weights["bias"]).transpose(1, 2)
+        return weights.linear(inputs[0].transpose(1, 2), "weight", "bias").transpose(1, 2)
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add the product: one vector a column."""
@@ -98,7 +98,7 @@ class CompressedDot(Block):
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x N x D to B x (N k)."""
         x = inputs[0]
-        return (x @ F.linear(x.transpose(1, 2), weights["weight"])).flatten(1)
+        return (x @ weights.linear(x.transpose(1, 2), "weight")).flatten(1)
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add both products."""
@@ -140,8 +140,8 @@ class Attention(Block):
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x N x D to B x N x D."""
         x = inputs[0].unsqueeze(1)
-        query, key, value = (F.linear(x, weights[name]) for name in ("query", "key", "value"))
-        return F.linear(F.scaled_dot_product_attention(query, key, value).squeeze(1), weights["out"])
+        query, key, value = (weights.linear(x, name) for name in ("query", "key", "value"))
+        return weights.linear(F.scaled_dot_product_attention(query, key, value).squeeze(1), "out")
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add the projections and both products of tokens with tokens."""
@@ -168,8 +168,8 @@ class Mix(Block):
     def forward(self, weights: Weights, *inputs: Tensor) -> Tensor:
         """Map B x N x D to B x N x D."""
         x = inputs[0]
-        hidden = torch.relu(F.linear(x.transpose(1, 2), weights["first"]))
-        return x + F.linear(hidden, weights["second"]).transpose(1, 2)
+        hidden = torch.relu(weights.linear(x.transpose(1, 2), "first"))
+        return x + weights.linear(hidden, "second").transpose(1, 2)
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add both products."""
