@@ -30,15 +30,15 @@ class JensenShannon(NeighbourDivergence):
     def ranks(self, k: int, n: Tensor, m: Tensor) -> tuple[int, int]:
         """Return the most neighbours that a ball can hold, and one more of each."""
         sizes = [(a, b) for a in _ends(n) for b in _ends(m)]
+        least, a, b = max((_least(a, b), a, b) for a, b in sizes)
+        if k < least:
+            raise RecloomError(
+                f"Jensen-Shannon with k = {k} cannot compare sets of {a} and {b} points",
+                f"Take k of at least {least}, or sets of more similar sizes.",
+            )
         own, other = 0, 0
         for a, b in sizes:
             share = k / (a + b - 1) * (2 * a - 1)  # of the weight of a point of the own set
-            if min(share, share * b / a) < 1 - 1e-9:  # not even the nearest point has to fit
-                least = math.ceil((a + b - 1) / ((2 * a - 1) * min(1.0, b / a)))
-                raise RecloomError(
-                    f"Jensen-Shannon with k = {k} cannot compare sets of {a} and {b} points",
-                    f"Take k of at least {least}, or sets of more similar sizes.",
-                )
             own, other = max(own, int(share) + 1), max(other, int(share * b / a) + 1)
         return max(own, k), max(other, k)
 
@@ -66,6 +66,11 @@ class JensenShannon(NeighbourDivergence):
         found = sizes + cores - (there.own_x[:, None] + there.own_y) / 2
         found = found.clamp(0.0, math.log(2)) if self.clamp else found
         return there.with_diagonal(found, 0.0)
+
+
+def _least(a: int, b: int) -> int:
+    """Return the least k with which a ball around a point of a set of `a` may hold a point of either set."""
+    return math.ceil((a + b - 1) / ((2 * a - 1) * min(1.0, b / a)) - 1e-9)
 
 
 def _ends(sizes: Tensor) -> set[int]:

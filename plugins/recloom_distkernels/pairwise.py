@@ -85,6 +85,10 @@ def estimate_seconds(
         trial: Seconds that the run is to take, about.
     """
     _check(x, y)
+    for one in [parse(divergence, Divergence) for divergence in divergences]:
+        if isinstance(one, NeighbourDivergence):
+            for k in ks:
+                one.ranks(k, x.sizes, (y or x).sizes)  # says what cannot be, of all sets
     engine = engine or choose_engine(x.values, int(max(x.sizes.max(), 0 if y is None else y.sizes.max())))
     work = x.points**2 if y is None else 2 * x.points * y.points
     count = min(len(x), 2 + int(1000 * len(x) / x.points))

@@ -324,6 +324,11 @@ def test_bad_runs():
     wide = SampleSets.from_list([np.random.rand(4, 1), np.random.rand(60, 1)])
     with pytest.raises(RecloomError, match="sets of"):
         pairwise_divergences(wide, None, ["js"], [1])
+    mixed = SampleSets.from_list([np.random.rand(n, 1) for n in (40, 40, 20, 400)])
+    with pytest.raises(RecloomError, match="sets of 400 and 20 points") as caught:
+        estimate_seconds(mixed, None, ["js"])  # not of the few sets that it tries
+    assert "at least 11" in caught.value.hint
+    assert bool(one(pairwise_divergences(mixed, None, ["js"], [11])).isfinite().all())
     with pytest.raises(RecloomError, match="takes distances"):
         SetGram("linear", "gaussian")
     with pytest.raises(RecloomError, match="no neighbour 0"):

@@ -92,15 +92,21 @@ def test_classifier_and_its_selection():
 
 
 def test_inner_folds_do_not_see_what_is_held_out(monkeypatch):
-    """Every PSD repair of the search is fitted on the fold's training block, and never on more."""
+    """Every PSD repair of the search is fitted on the fold's training block; divergences are computed once for all."""
+    from recloom_distkernels import gram
     from recloom_distkernels.psd import ClipPSD
 
+    computed = []
+    monkeypatch.setattr(
+        gram, "pairwise_divergences", lambda *a, **b: computed.append(1) or pairwise_divergences(*a, **b)
+    )
     sizes = []
     original = ClipPSD.fit
     monkeypatch.setattr(ClipPSD, "fit", lambda self, gram: (sizes.append(len(gram)), original(self, gram))[1])
     sets, y = small("ring", 30)
     SetClassifier("hellinger", C=1.0, cv=3).fit(sets, y)
     assert sizes == [20] * 24 + [30]  # three folds of eight bandwidths, then the training sets themselves, once
+    assert len(computed) == 1
 
 
 def test_regression_outliers_and_embedding():
@@ -286,7 +292,7 @@ def test_bad_input_of_the_commands(parquet, tmp_path):
     assert "set 'q', point 0" in run_cli(["gram", str(tmp_path / "sets.npz"), "--output", out]).err
 
 
-def test_users_of_movielens(samples, tmp_path):
+def test_users_of_movielens(samples, tmp_path, monkeypatch):
     raw = samples / "ml-100k" / "ml-100k.inter"
     lines = raw.read_text().splitlines()[:8000]
     (tmp_path / "few.inter").write_text("\n".join(lines) + "\n")
@@ -304,6 +310,14 @@ def test_users_of_movielens(samples, tmp_path):
     wanted = {user for user, items in taken.items() if len(items) >= 20}
     with np.load(out) as found:
         assert set(found["names"]) == wanted
+    page = (Path(__file__).parents[2] / "docs/papers/distkernels.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "ml-100k.user" in block)
+    (tmp_path / "ml-100k.user").write_text((samples / "ml-100k" / "ml-100k.user").read_text())
+    monkeypatch.chdir(tmp_path)
+    variables: dict = {}
+    exec(example, variables)
+    assert variables["women"].mean() == pytest.approx(0.3, abs=0.1)  # a hundred users: the AUC is all noise
+    assert np.isfinite(variables["auc"]).all()
     # the framework's own vectors, a row an id
     count = json.loads((shards / "schema.json").read_text())["sparse"][1]["num_embeddings"]
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(count, 4)))
