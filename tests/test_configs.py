@@ -25,7 +25,8 @@ def small_search(config: dict) -> list[str]:
     if config.get("evaluator", {}).get("class_path") == "SupernetEvaluator":
         steps = ["--evaluator.steps=2", "--evaluator.finetune_steps=1"]
         return [*found, *steps, "--evaluator.rows=1024", "--evaluator.eval_rows=512"]
-    return [*found, "--evaluator.max_steps=2"]
+    inner = ".scratch" if "scratch" in config.get("evaluator", {}).get("init_args", {}) else ""
+    return [*found, f"--evaluator{inner}.max_steps=2"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)

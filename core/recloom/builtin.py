@@ -73,11 +73,14 @@ def register(catalog: Catalog) -> None:
         catalog.search_methods.add(name, f"recloom.search.methods.{path}", summary=summary)
     for name, path, summary in (
         ("FromScratch", "scratch:FromScratch", "each candidate trained from fresh weights"),
+        ("Together", "together:Together", "several candidates trained from fresh weights in one loop"),
         ("MovingBaseline", "moving:MovingBaseline", "gains over a baseline trained on the same rows"),
         ("SupernetEvaluator", "supernet:SupernetEvaluator", "shared weights, the last layer fine-tuned"),
         ("ZeroCost", "zerocost:ZeroCost", "proxies at the start of training"),
     ):
         catalog.evaluators.add(name, f"recloom.search.evaluators.{path}", summary=summary)
+    summary = "another evaluator, on the machines of a Ray cluster"
+    catalog.evaluators.add("OnRay", "recloom.search.evaluators.on_ray:OnRay", summary=summary, extra="ray")
     costs = catalog.cost_models
     costs.add("AnalyticCost", "recloom.search.costs:AnalyticCost", summary="MACs, parameters, bytes of tables")
     costs.add("LatencyCost", "recloom.search.costs:LatencyCost", summary="forward time on this machine")

@@ -17,6 +17,9 @@ def register(catalog: Catalog) -> None:
     catalog.search_spaces.add(
         "NASRecSpace", "recloom_nasrec.space:NASRecSpace", summary="operators, widths, wiring: small and full"
     )
+    catalog.experiments.add(
+        "nasrec", "recloom_nasrec.experiments:NASRecExperiment", summary="the supernet's search beside random search"
+    )
     catalog.benchmarks.add(
         "nasrec", "recloom_nasrec.bench.supernet:main", summary="supernet training and ranking beside the reference"
     )

@@ -12,7 +12,11 @@ from recloom_nasrec.architecture import Architecture, Block
 from recloom_nasrec.space import NASRecSpace, connect
 
 Strategy = Literal["single-operator any-connection", "single-operator single-connection", "any-operator any-connection"]
-STRATEGIES = ("single-operator any-connection", "single-operator single-connection", "any-operator any-connection")
+STRATEGIES: tuple[Strategy, ...] = (
+    "single-operator any-connection",
+    "single-operator single-connection",
+    "any-operator any-connection",
+)
 Coin = Literal["step", "block"]
 
 

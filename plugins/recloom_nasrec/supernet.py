@@ -77,6 +77,7 @@ class NASRecSupernet(Supernet):
         self.nasrec = space
         self.mode = mode
         self.layer_norm = layer_norm
+        self._places = {choice.name: place for place, choice in enumerate(space.choices)}
         self.sampler = PathSampler(space, strategy, warmup_steps, warmup_coin)
         self.keys = Keys()
         self.embedding = embedding
@@ -92,6 +93,8 @@ class NASRecSupernet(Supernet):
             live=everything,
             pairs=self.pairs,
         )
+
+    relaxed = True
 
     # The contract of Supernet
 
@@ -145,7 +148,12 @@ class NASRecSupernet(Supernet):
         uses: dict[int, int] | None = None,
     ) -> Walk:
         keys = None if memory is None else self.keys
-        return Walk(self.network.blocks, path, stem, self.mode == "mask", SPLITS, memory, keys, uses)
+        gate = None if self.gates is None else self._gate
+        return Walk(self.network.blocks, path, stem, self.mode == "mask", SPLITS, memory, keys, uses, gate)
+
+    def _gate(self, choice: str) -> Tensor:
+        assert self.gates is not None
+        return self.gates[self._places[choice]]
 
     def _tokens(self, values: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         tokens: Tensor = self.sparse_arch(values, offsets, weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -31,6 +31,8 @@ class Walk:
         memory: Results by key.
         keys: Keys, which have to go with `memory`.
         uses: How often results are still needed, by key.
+        gate: Gives the factor of a choice by its name, "block1.dense_op", for gradient-based search; there is no other
+            path with the same memory then.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Walk:
         memory: dict[int, Tensor] | None = None,
         keys: Keys | None = None,
         uses: dict[int, int] | None = None,
+        gate: Callable[[str], Tensor] | None = None,
     ) -> None:
+        self.gate = gate
         self.blocks, self.path, self.stem = blocks, path, stem
         self.masked, self.lead = masked, lead
         self.memory = {} if memory is None else memory
@@ -78,6 +82,7 @@ class Walk:
             return found
         tokens = self(("sparse", place))
         added = cast(DeepFM, made.fm)([Piece(0, tokens.shape[2], tokens)], width=found.shape[1])
+        added = self._gated(added, place, "fm")
         return found + (added * first(block.dense_dim, added) if self.masked else added)
 
     def _tokens(self, place: int) -> Tensor:
@@ -87,6 +92,7 @@ class Walk:
         if block.interact:
             features = self(("features" if made.shortcut else "dense", place))
             more = cast(DenseTokens, made.interact)([Piece(0, features.shape[1], features)])
+            more = self._gated(more, place, "interact")
         elif self.masked:
             more = found.new_zeros(*found.shape[:2], SPLITS)
         else:
@@ -99,34 +105,46 @@ class Walk:
         found: list[Tensor] = []
         for name in block.dense_ops:
             if name in ("fc", "dot"):
-                inputs = [self._pieces("features", block.dense_from, made.columns.dense)]
+                inputs = [self._pieces("features", block.dense_from, made.columns.dense, f"block{place}.dense_from.")]
                 if name == "dot":
-                    inputs.append(self._pieces("tokens", block.sparse_from, made.columns.sparse))
+                    choice = f"block{place}.sparse_from."
+                    inputs.append(self._pieces("tokens", block.sparse_from, made.columns.sparse, choice))
             else:
-                inputs = [self._pieces("features", block.left, made.columns.left)]
-                inputs.append(self._pieces("features", block.right, made.columns.right))
+                inputs = [self._pieces("features", block.left, made.columns.left, f"block{place}.left")]
+                inputs.append(self._pieces("features", block.right, made.columns.right, f"block{place}.right"))
             found.append(made.dense_ops[name](*inputs, width=width))
-        out = _sum(found)
+        out = self._gated(_sum(found), place, "dense_op", "dense_dim")
         return out * first(block.dense_dim, out) if self.masked else out
 
     def _sparse(self, place: int) -> Tensor:
         block, made = self.path[place - 1], self.blocks[place - 1]
-        tokens = self._pieces("tokens", block.sparse_from, made.columns.sparse)
+        tokens = self._pieces("tokens", block.sparse_from, made.columns.sparse, f"block{place}.sparse_from.")
         width = made_width(made.sparse_ops) if self.masked else block.sparse_dim
         options = {"keep": block.sparse_dim} if self.masked else {}
         found = [
             made.sparse_ops[name](tokens, width=width, **(options if name == "transformer" else {}))
             for name in block.sparse_ops
         ]
-        out = _sum(found)
+        out = self._gated(_sum(found), place, "sparse_op", "sparse_dim")
         return out * first(block.sparse_dim, out) if self.masked else out
 
-    def _pieces(self, kind: str, sources: Sequence[int], columns: Mapping[int, int]) -> list[Piece]:
-        """Return an input: the sources' results; if masked, zeros for the other sources that have columns."""
+    def _gated(self, value: Tensor, place: int, *keys: str) -> Tensor:
+        """Return a result of a block times the factors of the choices that decide it."""
+        for key in keys if self.gate is not None else ():
+            value = value * cast(Callable[[str], Tensor], self.gate)(f"block{place}.{key}")
+        return value
+
+    def _pieces(self, kind: str, sources: Sequence[int], columns: Mapping[int, int], choice: str) -> list[Piece]:
+        """Return an input: the sources' results; if masked, zeros for the other sources that have columns.
+
+        `choice` is the choice that decides the source, or if it ends with a dot, one a source.
+        """
         found = []
         for source, start in columns.items():
             if source in sources:
                 values = self((kind, source))
+                if self.gate is not None:
+                    values = values * self.gate(f"{choice}{source}" if choice.endswith(".") else choice)
                 skipped = self.lead if kind == "tokens" and source and not self._has_lead(source) else 0
                 found.append(Piece(start + skipped, values.shape[-1], values))
             elif self.masked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from recloom.search.choose import ranked
 from recloom.search.evaluator import SearchContext
 from recloom.search.evaluators.scratch import FromScratch, Outcome
 from recloom.search.methods.evolution import RegularizedEvolution
+from recloom.search.objective import Objective
 from recloom.search.program import Program
 from recloom.search.run import SearchRun
 from recloom.search.space import Genotype
-from recloom.search.training import candidate_seed
+from recloom.search.training import candidate_seed, measure
 from recloom_pim.cost import PIMCost
 from recloom_pim.crossbars import Crossbars
 from recloom_pim.layers import Board, place
@@ -31,6 +33,7 @@ from recloom_pim.space import PIMSpace
 
 COSTS = ("macs", "energy_nj", "latency_ns", "area_mm2")
 SLACKS = (0.005, 0.02)
+FEW = 4  # validation batches on which crossbars for one model are compared
 GRID = {  # of the crossbars for one model
     "rows": (32, 64, 128, 256),
     "columns": (32, 64, 128, 256),
@@ -44,34 +47,43 @@ BUDGET = {"macs": 2.0, "energy_nj": 1.8, "latency_ns": 1.5, "area_mm2": 1.0}  # 
 
 
 def by_accuracy(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
-    """Search by NE alone, train the best from scratch, and map them naively: ISAAC's crossbars, 8 bits.
+    """Search by NE alone, and map the best naively: ISAAC's crossbars, 8 bits.
 
-    The model with the best validation NE after that, in either of two ways, is the reference: as many models are
-    trained as `together` trains for their NE. For this model alone, crossbars are then chosen too (`same_model`).
+    The best candidates are trained from scratch for that mapping; the one with the least validation NE is the
+    reference. It is trained in full precision, too: if that is better after mapping, its NE is the reference's. For
+    this model alone, crossbars are then chosen too (`same_model`).
     """
-    run = setting.search(setting.space(), RegularizedEvolution(population=16, sample=8), seed, folder)
+    method = RegularizedEvolution(population=16, sample=8)
+    run = setting.search(setting.space(), method, seed, folder, Objective())
     context = run.context
     scratch = setting.scratch(context)
-    tried: list[dict[str, Any]] = []
-    for observation in ranked(run.study)[: 2 * setting.retrain]:
-        genotype = context.space.canonical(observation.genotype)
-        exact = scratch.train(genotype)
-        ne = {"exact": _both(scratch, exact.module, exact.metrics)}
-        mapped, modules = _on_crossbars(
-            setting, scratch, context.space.model_config(genotype), Crossbars(), exact, context.seed
-        )
-        way = min(mapped, key=lambda name: _finite(mapped[name]["val"]))
-        tried.append({"genotype": genotype, "ne": ne | mapped, "module": modules[way], **mapped[way]})
-    best = min(tried, key=lambda t: _finite(t["val"]))
-    genotype, costs = best["genotype"], context.price(best["genotype"])
+    tried: list[tuple[Genotype, Outcome]] = []
+    for genotype in dict.fromkeys(context.space.canonical(o.genotype) for o in ranked(run.study)):
+        section = _on_crossbars(setting, context.space.model_config(genotype), Crossbars())
+        build = partial(instantiate_model, section, context.schema)
+        tried.append((genotype, scratch.run(build, candidate_seed(seed, genotype))))
+        if len(tried) == setting.retrain:
+            break
+    genotype, aware = min(tried, key=lambda t: _finite(t[1].metrics["ne"]))
+    plain = scratch.train(genotype)
+    ne = {"exact": _both(scratch, plain.module, plain.metrics)}
+    plain.module.pim = Board(Crossbars(), setting.device)  # type: ignore[assignment]
+    place(plain.module, plain.module.pim)  # type: ignore[arg-type]
+    ne |= {"mapped": _both(scratch, plain.module), "trained for it": _both(scratch, aware.module, aware.metrics)}
+    way = min(("mapped", "trained for it"), key=lambda name: _finite(ne[name]["val"]))
+    module = {"mapped": plain, "trained for it": aware}[way].module
+    costs = context.price(genotype)
+    best = {"val": ne[way]["val"], "module": module}
+    trials = [[o.metrics["ne"], o.metrics["macs"]] for o in run.study.observations() if o.measured]
     return {
-        "ne": best["ne"],
-        "val_ne": best["val"],
-        "test_ne": best["test"],
+        "ne": ne,
+        "val_ne": ne[way]["val"],
+        "test_ne": ne[way]["test"],
         "costs": costs,
         "energy": _shares(context, genotype, Crossbars()),
         "architecture": context.space.to_json(genotype),
-        "tried": [{"val_ne": t["val"], "exact_val_ne": t["ne"]["exact"]["val"]} for t in tried],
+        "tried": [{"val_ne": outcome.metrics["ne"], **_costs(context.price(model))} for model, outcome in tried],
+        "frugal_macs": min(macs for found, macs in trials if found <= 1.001 * min(trials)[0]),
         "same model": same_model(scratch, context.space.program(genotype, context.schema), best, costs),
     }
 
@@ -94,6 +106,8 @@ def same_model(
     saved = np.sqrt(costs["energy_nj"] / prices.total * costs["latency_ns"] / prices.latency)
     saved[prices.area > costs["area_mm2"]] = 0
     module, board = best["module"], best["module"].pim
+    rows = scratch.eval_batches("val")[:FEW]
+    bound = 1.001 * measure(module, rows)[0]["ne"]
     seen: set[tuple[int, int, int]] = set()
     for place_ in np.argsort(-saved)[: np.count_nonzero(saved)]:
         h = grid[place_]
@@ -102,21 +116,20 @@ def same_model(
             continue
         seen.add(key)
         board.crossbars = h
-        val = scratch.measure(module)[0]["ne"]
-        if val <= 1.001 * best["val"]:
+        if measure(module, rows)[0]["ne"] <= bound:
             break
     told = {"energy_nj": prices.total, "latency_ns": prices.latency, "area_mm2": prices.area}
     found = {name: float(values[place_]) for name, values in told.items()}
-    return {**_both(scratch, module, {"ne": val}), "costs": found, "crossbars": asdict(h), "tried": len(seen)}
+    return {**_both(scratch, module), "costs": found, "crossbars": asdict(h), "tried": len(seen)}
 
 
 def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    """Search models with their crossbars for the least NE within the reference's area and a share of its other costs.
+    """Search models with their crossbars, by NE, energy, latency and area: NSGA-II.
 
-    The search starts from variants of the reference's model, of which few are within these limits as they are.
-    The models that the search ranks best, and those that save most at some distance from its best NE, are trained
-    from scratch, both ways, like the reference. Of these the one that saves most is taken, among those whose
-    validation NE is within 0.1% of the reference's; if there is none, the one with the least NE.
+    Limits are the reference's area, and the paper's shares of its MACs, energy and latency. The search starts from
+    variants of the reference's model, of which few are within these limits as they are. Some of its candidates are
+    trained from scratch, like the reference. Of these the one that saves most is taken, among those whose validation NE
+    is within 0.1% of the reference's; if there is none, the one with the least NE.
     """
     space = PIMSpace(
         setting.space(),
@@ -126,32 +139,30 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
         supernet_exact_steps=int(0.7 * setting.steps),
     )
     limits = {name: reference["costs"][name] / ratio for name, ratio in BUDGET.items()}
-    method = NSGA2FromModel(reference["architecture"], population=16)
-    run = setting.search(space, method, seed, folder, limits)
+    objective = Objective(("ne", *COSTS[1:]), limits=limits)
+    run = setting.search(space, NSGA2FromModel(reference["architecture"], population=16), seed, folder, objective)
     context = run.context
     scratch = setting.scratch(context)
     tried: list[dict[str, Any]] = []
-    for genotype in candidates(run, reference, 2 * setting.retrain):
-        section = space.space.model_config(space.model(genotype))
-        exact = scratch.run(lambda m=section: instantiate_model(m, context.schema), candidate_seed(seed, genotype))  # type: ignore[misc]
-        ne, _ = _on_crossbars(setting, scratch, section, space.crossbars(genotype), exact, seed)
-        better = min(ne.values(), key=lambda pair: _finite(pair["val"]))
-        tried.append({"genotype": genotype, "ne": ne, "costs": context.price(genotype), **better})
+    for genotype in candidates(run, reference, max(1, setting.retrain_together - len(SLACKS))):
+        outcome = scratch.train(genotype)
+        costs = context.price(genotype)
+        tried.append({"genotype": genotype, "outcome": outcome, "costs": costs, "val": outcome.metrics["ne"]})
     same = [t for t in tried if t["val"] <= 1.001 * reference["val_ne"]]
     if same:
         best = max(same, key=lambda t: gain(t["costs"], reference))
     else:
         best = min(tried, key=lambda t: _finite(t["val"]))
-    genotype = best["genotype"]
+    genotype, ne = best["genotype"], _both(scratch, best["outcome"].module, best["outcome"].metrics)
     return {
-        "ne": best["ne"],
-        "val_ne": best["val"],
-        "test_ne": best["test"],
+        "ne": {"trained for it": ne},
+        "val_ne": ne["val"],
+        "test_ne": ne["test"],
         "costs": best["costs"],
         "energy": _shares(context, genotype, space.crossbars(genotype)),
         "naive_energy": _shares(context, genotype, Crossbars()),
         "architecture": space.to_json(genotype),
-        "tried": [{"val_ne": t["val"], **{name: t["costs"][name] for name in COSTS}} for t in tried],
+        "tried": [{"val_ne": t["val"], **_costs(t["costs"])} for t in tried],
         "trials": [[o.metrics[name] for name in ("ne", *COSTS)] for o in run.study.observations() if o.measured],
         "genotypes": space.log10_size,
     }
@@ -187,27 +198,18 @@ def _both(scratch: FromScratch, module: RankingModule, val: dict[str, float] | N
     return {"val": val["ne"], "test": test["ne"], "oracle": test["oracle_ne"]}
 
 
-def _on_crossbars(
-    setting: Setting, scratch: FromScratch, section: dict[str, Any], crossbars: Crossbars, exact: Outcome, seed: int
-) -> tuple[dict[str, dict[str, float]], dict[str, RankingModule]]:
-    """Return the NE of a trained model put on crossbars as it is, and of one that is trained on them; and both."""
-    board = Board(crossbars, setting.device)
-    exact.module.pim = board  # type: ignore[assignment]
-    place(exact.module, board)
+def _on_crossbars(setting: Setting, section: dict[str, Any], crossbars: Crossbars) -> dict[str, Any]:
+    """Return a model's section, on crossbars."""
     on: dict[str, Any] = asdict(crossbars) | {"bits": {group: list(pair) for group, pair in crossbars.bits.items()}}
     init_args = {"model": section, "crossbars": on, "device": asdict(setting.device)}
-    whole = {
+    return {
         "class_path": "recloom_pim.model.OnCrossbars",
         "init_args": {**init_args, "exact_steps": setting.exact_steps},
     }
-    key = tuple(repr((section, on)).encode())
-    aware = scratch.run(lambda: instantiate_model(whole, scratch.context.schema), candidate_seed(seed, key))
-    failed = dict.fromkeys(("val", "test", "oracle"), math.nan)
-    found = {
-        "mapped": _both(scratch, exact.module),
-        "trained for it": failed if aware.reason else _both(scratch, aware.module, aware.metrics),
-    }
-    return found, {"mapped": exact.module, "trained for it": aware.module}
+
+
+def _costs(costs: Mapping[str, float]) -> dict[str, float]:
+    return {name: costs[name] for name in COSTS}
 
 
 def _shares(context: SearchContext, genotype: Genotype, crossbars: Crossbars) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,9 @@ class Setting:
         steps: Steps of a supernet, of 512 rows.
         trials: Candidates of a search.
         finetune_steps: Steps of fine-tuning a candidate's last layer.
-        retrain: Half of the candidates of each search that are trained from scratch for their NE.
+        retrain: Candidates of the search by accuracy that are trained from scratch.
+        retrain_together: Candidates of the co-search that are; they are smaller, and take about as long together.
+        epochs: Passes over the training rows from scratch.
         device: Imperfections of cells.
     """
 
@@ -47,13 +48,20 @@ class Setting:
     steps: int
     trials: int
     finetune_steps: int = 30
-    retrain: int = 3
-    device: Device = field(default_factory=lambda: Device(variation=0.05, stuck_off=0.001, stuck_on=0.0001))
+    retrain: int = 5
+    retrain_together: int = 10
+    epochs: int = 3
+    device: Device = field(default_factory=lambda: Device(variation=0.02, stuck_off=0.001, stuck_on=0.0001))
+
+    @property
+    def scratch_steps(self) -> int:
+        """Steps of a training from scratch."""
+        return self.epochs * (self.rows[0] // 512)
 
     @property
     def exact_steps(self) -> int:
-        """Steps of a training from scratch before crossbars take over: half of them."""
-        return self.rows[0] // 512 // 2
+        """Those of them before crossbars take over: half."""
+        return self.scratch_steps // 2
 
     def space(self) -> SearchSpace:
         """Return the space of models."""
@@ -67,9 +75,9 @@ class Setting:
         method: SearchMethod,
         seed: int,
         folder: Path,
-        limits: Mapping[str, float] | None = None,
+        objective: Objective,
     ) -> SearchRun:
-        """Search `space` for the least NE on the seed's data; return the search, with its trials done."""
+        """Search `space` on the seed's data; return the search, with its trials done."""
         clicks: Any = catalog().datamodules.load("SyntheticClicks")
         evaluator = SupernetEvaluator(
             self.steps,
@@ -83,7 +91,7 @@ class Setting:
             clicks(*self.rows, batch_size=512, seed=seed),
             method,
             evaluator,
-            Objective(limits=limits or {}),
+            objective,
             [AnalyticCost(), PIMCost()],
             self.trials,
             batch=16,
@@ -94,9 +102,9 @@ class Setting:
 
     def scratch(self, context: SearchContext) -> FromScratch:
         """Return how models are trained from scratch: like the search's, but with learning rates that fall to zero."""
-        steps = self.rows[0] // 512
-        optimizer = OptimizerConfig("Adam", 0.003, sparse="adagrad", sparse_lr=0.5, sparse_eps=1e-2)
+        steps = self.scratch_steps
+        optimizer = OptimizerConfig("Adam", 0.003, sparse="adagrad", sparse_lr=0.2, sparse_eps=1e-2, clip_norm=1.0)
         optimizer.decay_start, optimizer.decay_steps = int(0.3 * steps), steps - int(0.3 * steps)
-        scratch = FromScratch(rows=self.rows[0], optimizer=optimizer)
+        scratch = FromScratch(rows=self.rows[0], epochs=self.epochs, optimizer=optimizer)
         scratch.setup(context)
         return scratch

@@ -55,6 +55,7 @@ def register(catalog: Catalog) -> None:
     catalog.search_spaces.add(
         "EngineersSpace", "recloom_rankitect.engineers:EngineersSpace", summary="a stack as engineers would design it"
     )
+    catalog.cost_models.add("LogMACs", "recloom_rankitect.costs:LogMACs", summary="log10 of multiply-accumulates")
     catalog.experiments.add(
         "rankitect",
         "recloom_rankitect.experiments:RankitectExperiment",

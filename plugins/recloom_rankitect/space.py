@@ -152,21 +152,24 @@ class BlockSpace(ComposedSpace):
         return {"class_path": "recloom_rankitect.model.GraphModel", "init_args": init_args}
 
     def encode(self, genotype: Genotype) -> NDArray[np.float32]:
-        """Return counts for predictors: of blocks, of their widths, of pairs of a source's block and a block."""
+        """Return facts for predictors: what the head sees, how deep it is, and what is done to embeddings on the way.
+
+        Those tell most of some dozen models: their ranks correlate with predictions twice as well as with those from
+        counts of blocks and of pairs of neighbours.
+        """
         nodes, head = self.split(self.canonical(genotype))
-        names, count = len(self.blocks), sum(self._live(nodes, head))
-        kinds = [names, names + 1, *(node[0] for node in nodes[:count])]  # stems, then nodes; the head comes last
-        pairs = np.zeros((names + 2, names + 1), np.float32)
-        blocks, widths = np.zeros(names, np.float32), np.zeros(names, np.float32)
-        for block, width, left, right in nodes[:count]:
-            blocks[block] += 1
-            widths[block] += width / max(len(self.widths) - 1, 1)
-            pairs[kinds[left], block] += 1
-            if self.binary[block]:
-                pairs[kinds[right], block] += 1
-        for place in head:
-            pairs[kinds[place], names] += 1
-        return np.concatenate([[np.float32(count / self.nodes)], blocks, widths, pairs.ravel()])
+        sparse, dense, depth = [True, False], [False, True], [0, 0]
+        reached = np.zeros(len(self.blocks), np.float32)
+        for block, _, left, right in nodes[: sum(self._live(nodes, head))]:
+            sources = (left, right) if self.binary[block] else (left,)
+            sparse.append(any(sparse[place] for place in sources))
+            dense.append(any(dense[place] for place in sources))
+            depth.append(1 + max(depth[place] for place in sources))
+            reached[block] = max(reached[block], sparse[-1])
+        sees = [any(sparse[place] for place in head), any(dense[place] for place in head)]
+        sizes = [max(depth[place] for place in head) / self.nodes, (len(depth) - len(STEMS)) / self.nodes]
+        facts = [*sees, *sizes, len(head) > 1, 0 in head, 1 in head]
+        return np.concatenate([np.array(facts, np.float32), reached])
 
     def weights(self, stem: Stem) -> Iterator[tuple[str, dict[str, Weight]]]:
         """Yield the weights of each block at each node, for the smallest and the largest inputs and widths."""

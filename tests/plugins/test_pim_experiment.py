@@ -12,7 +12,9 @@ from recloom_pim.setting import Setting
 
 
 def tiny():
-    return Setting(2, (16, 32), (16,), (4096, 1024, 1024), 4, 8, finetune_steps=1, retrain=1)
+    return Setting(
+        2, (16, 32), (16,), (4096, 1024, 1024), 4, 8, finetune_steps=1, retrain=1, retrain_together=1, epochs=1
+    )
 
 
 def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, monkeypatch):

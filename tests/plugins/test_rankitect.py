@@ -73,12 +73,12 @@ def sizes(found: Plan) -> list[int]:
     return [shapes[place].size for place in found.head]
 
 
-def test_a_thousand_random_graphs_run_and_survive_canonicalisation() -> None:
+def test_random_graphs_run_and_survive_canonicalisation() -> None:
     space, rng = BlockSpace(nodes=30), np.random.default_rng(0)
     dense, tokens = torch.randn(4, 5).double(), 0.3 * torch.randn(4, 4, 16).double()
     seen: set[str] = set()
     largest = 0
-    for number in range(1000):
+    for number in range(250):
         torch.manual_seed(number)
         genotype = space.sample(rng)
         canonical = space.canonical(genotype)

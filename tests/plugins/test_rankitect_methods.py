@@ -13,11 +13,15 @@ import torch
 from recloom.data.synthetic import SyntheticClicks
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema
+from recloom.optim import OptimizerConfig
+from recloom.plugins import catalog
 from recloom.search.costs import AnalyticCost
 from recloom.search.evaluator import SearchContext
 from recloom.search.evaluators.moving import MovingBaseline
+from recloom.search.evaluators.on_ray import OnRay
 from recloom.search.evaluators.scratch import FromScratch
 from recloom.search.evaluators.supernet import SupernetEvaluator
+from recloom.search.evaluators.together import Together
 from recloom.search.method import History, Observation, SearchMethod
 from recloom.search.methods.dnas import DNAS, Relaxed
 from recloom.search.methods.ensemble import RankingEnsemble, pairs_of
@@ -161,12 +165,15 @@ def test_dnas_finds_cheap_models_where_cost_is_all_and_goes_on_where_it_was(tmp_
     assert (ask(again, 8), again.samples_trained) == (found, 0)
 
 
-def test_gates_have_the_gradient_of_scaling_what_was_chosen(tmp_path: Path) -> None:
-    space = BlockSpace(6)
+@pytest.mark.parametrize("name", ["BlockSpace", "NASRecSpace"])
+def test_gates_have_the_gradient_of_scaling_what_was_chosen(name, tmp_path: Path) -> None:
+    options = {"BlockSpace": {"nodes": 6}, "NASRecSpace": {"size": "full", "num_blocks": 3, "embedding_dim": 8}}
+    space = catalog().search_spaces.load(name)(**options[name])
     here = context(space, tmp_path)
     torch.manual_seed(0)
     supernet = space.supernet(here.schema).eval()
-    torch.nn.init.normal_(supernet.heads)
+    if name == "BlockSpace":
+        torch.nn.init.normal_(supernet.heads)  # they begin at zero
     supernet.path = path = space.canonical(space.sample(np.random.default_rng(4)))
     batch = here.data.source("val").load(0, 0).rows(0, 64)
     learner = Relaxed(Policy(space), 0, 0, 10, here, 0.1, (1.0, 1.0), "macs", 0.0)
@@ -191,6 +198,56 @@ def test_gates_have_the_gradient_of_scaling_what_was_chosen(tmp_path: Path) -> N
         m or not moved[a:b].any()
         for m, a, b in zip(space.matters(path), learner.policy.starts, learner.policy.starts[1:], strict=False)
     )
+
+
+def test_dnas_searches_the_space_of_another_plugin_and_proposes_a_front(tmp_path: Path) -> None:
+    space = catalog().search_spaces.load("NASRecSpace")(num_blocks=2, embedding_dim=8, dense_dims=(16, 64, 256))
+    decades = []
+    for spread in (0.0, 6.0):
+        here = context(space, tmp_path / str(spread), Objective(("ne", "macs")))
+        method = DNAS(quick(steps=30), proposals=32, spread=spread)
+        method.setup(here)
+        found = ask(method, 32)
+        assert all(space.valid(genotype) for genotype in found)
+        decades.append(np.std(np.log10([here.price(genotype)["macs"] for genotype in found])))
+    assert decades[1] > 1.2 * decades[0]
+
+
+def test_candidates_trained_together_have_the_results_that_they_have_alone(tmp_path: Path) -> None:
+    space = BlockSpace(6)
+    here = context(space, tmp_path)
+    rng = np.random.default_rng(0)
+    genotypes = [space.sample(rng) for _ in range(5)]
+    unstable = OptimizerConfig("SGD", 1e12, sparse="rowwise_adagrad", sparse_lr=0.05)
+    options: dict[str, Any] = {"rows": 1500, "eval_rows": 500, "trainer": {"accelerator": "cpu"}}
+    for optimizer in (None, unstable):
+        alone, together = (FromScratch(optimizer=optimizer, **options) for _ in range(2))
+        found = []
+        for evaluator in (alone, Together(4, together)):
+            evaluator.setup(here)
+            found.append([m["ne"] for m in evaluator.evaluate([*genotypes, genotypes[0]])])
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+        diverged = np.isnan(found[0])
+        assert bool(diverged.any()) is (optimizer is unstable)
+        assert len(evaluator.reasons) == len(
+            {space.canonical(g) for g, bad in zip(genotypes, diverged, strict=False) if bad}
+        )
+        assert evaluator.samples_trained == 5 * 1408
+
+
+def test_candidates_are_evaluated_by_actors_of_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    space = EngineersSpace(1, **SMALL)
+    here = context(space, tmp_path, num_train=1000)
+    genotypes = [space.sample(np.random.default_rng(number)) for number in range(3)]
+    options: dict[str, Any] = {"rows": 512, "eval_rows": 500, "trainer": {"accelerator": "cpu"}}
+    found = []
+    for evaluator in (FromScratch(**options), OnRay(FromScratch(**options), actors=1)):
+        evaluator.setup(here)
+        found.append([m["ne"] for m in evaluator.evaluate(genotypes)])
+        evaluator.release()
+        assert evaluator.samples_trained == 3 * 512
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
 
 
 def test_the_expected_cost_is_penalised_along_its_gradient(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class FromScratch(Evaluator):
             if self.optimizer is not None:
                 module.optimizer_config = self.optimizer
             options = {"max_epochs": self.epochs, "max_steps": self.max_steps, **self.trainer}
-            reason = fit(module, self._loader(), options)
+            reason = fit(module, self.loader(), options)
         seconds = time.perf_counter() - start
         self.samples_trained += self.samples
         metrics, logits = ({}, torch.empty(0)) if reason else self.measure(module, split)
@@ -164,7 +164,8 @@ class FromScratch(Evaluator):
         steps = self.epochs * (rows // batch)
         return batch * (steps if self.max_steps < 0 else min(steps, self.max_steps))
 
-    def _loader(self) -> Any:
+    def loader(self) -> Any:
+        """Return the training rows as a loader of batches, for one candidate's training."""
         data = self.context.data
         batch_size = self.batch_size or data.batch_size
         if self.rows is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -135,7 +136,7 @@ class Relaxed(PathLearner):
         if not self.weight:
             return found
         if self._linear is None or (self.step - self.warmup) % COST_EVERY == 0:
-            self._linear = self._fit_cost()
+            self._linear = self.fit_cost()
         slopes, mean = self._linear
         starts = self.policy.starts
         for first, end in pairwise(starts):
@@ -143,7 +144,7 @@ class Relaxed(PathLearner):
             found[first:end] = p * (slopes[first:end] - (p * slopes[first:end]).sum())
         return self.weight * found / max(mean, 1e-9)
 
-    def _fit_cost(self) -> tuple[Array, float]:
+    def fit_cost(self) -> tuple[Array, float]:
         """Return the slopes of a ridge regression of the cost on the options, and its mean."""
         rng = np.random.default_rng([self.seed, 4, self.step])
         drawn = [self.policy.sample(rng, explore=0.1) for _ in range(COST_SAMPLES)]
@@ -169,10 +170,12 @@ class DNAS(JointMethod):
 
     A supernet is trained on paths drawn by Gumbel-softmax, and the gradients of its gates train the probabilities of
     all options (see `Relaxed`), with a temperature that falls and a term for the expected cost. The most likely
-    candidate is proposed first, then what the learned probabilities draw.
+    candidate is proposed first, then what the learned probabilities draw. Where the cost is minimised beside something
+    else, one training serves the whole front: candidates are drawn as if `weight` had been larger or smaller, by moving
+    each option's logit along what it adds to the cost.
 
     Args:
-        supernet: How the supernet is trained: `steps`, `optimizer`, ... Unset: SupernetEvaluator with its defaults.
+        supernet: How the supernet is trained: `steps`, `optimizer`, ... Unset: SupernetEvaluator with its 2,000 steps.
         warmup: Share of the steps on random paths, before probabilities are learned.
         lr: Learning rate of the logits.
         temperature: Temperature of the Gumbel-softmax at first.
@@ -180,6 +183,8 @@ class DNAS(JointMethod):
         cost: The cost whose expectation is penalised.
         weight: Weight of the logarithm of the expected cost, added to the loss; 0: none.
         proposals: How many candidates are drawn for proposals.
+        spread: How far logits are moved along costs, up and down, for a front: by so much for an option that alone adds
+            the mean cost of all that is drawn.
     """
 
     name = "dnas"
@@ -194,12 +199,13 @@ class DNAS(JointMethod):
         cost: str = "macs",
         weight: float = 0.002,
         proposals: int = 64,
+        spread: float = 4.0,
     ) -> None:
         if not 0 <= warmup < 1 or min(temperature, final_temperature, lr) <= 0 or proposals < 1:
             raise RecloomError(f"DNAS with warmup {warmup}, temperature {temperature}, lr {lr}", "See --help.")
         super().__init__(supernet)
         self.warmup, self.lr, self.temperatures = warmup, lr, (temperature, final_temperature)
-        self.cost, self.weight, self.most = cost, weight, proposals
+        self.cost, self.weight, self.most, self.spread = cost, weight, proposals, spread
 
     def learner(self) -> Relaxed:
         """Return what learns the probabilities."""
@@ -213,9 +219,22 @@ class DNAS(JointMethod):
         """Return the most likely candidate, then others as they are drawn, that keep the limits."""
         rng = np.random.default_rng([self.seed, 2])
         found: dict[Genotype, None] = {}
-        candidates = [self.policy.best(), *(self.policy.sample(rng) for _ in range(4 * self.most))]
-        for genotype in candidates:
+        for genotype in self._drawn(rng):
             model = self.space.canonical(genotype)
             if self.objective.allows(self.context.price(model)):
                 found[model] = None
         return list(found)[: self.most]
+
+    def _drawn(self, rng: np.random.Generator) -> Iterator[Genotype]:
+        """Yield the most likely candidate, then random ones; for a front, with logits moved along costs."""
+        yield self.policy.best()
+        moved = self._policy()
+        slopes = np.zeros_like(moved.logits)
+        if len(self.objective.minimize) > 1:
+            learner = self.learner()
+            learner.policy = self.policy
+            found, mean = learner.fit_cost()
+            slopes = found / max(mean, 1e-9)
+        for _ in range(4 * self.most):
+            moved.logits = self.policy.logits - rng.uniform(-self.spread, self.spread) * slopes
+            yield moved.sample(rng)
