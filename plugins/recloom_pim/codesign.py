@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from recloom.loading import instantiate_model
 from recloom.model import RankingModule
@@ -19,12 +16,12 @@ from recloom.search.evaluator import SearchContext
 from recloom.search.evaluators.scratch import FromScratch, Outcome
 from recloom.search.methods.evolution import RegularizedEvolution
 from recloom.search.objective import Objective
-from recloom.search.program import Program
 from recloom.search.run import SearchRun
 from recloom.search.space import Genotype
-from recloom.search.training import candidate_seed, measure
+from recloom.search.training import candidate_seed
 from recloom_pim.cost import PIMCost
 from recloom_pim.crossbars import Crossbars
+from recloom_pim.fitting import costs_of, fitted, precise
 from recloom_pim.layers import Board, place
 from recloom_pim.method import NSGA2FromModel
 from recloom_pim.pricing import COMPONENTS
@@ -33,16 +30,7 @@ from recloom_pim.space import PIMSpace
 
 COSTS = ("macs", "energy_nj", "latency_ns", "area_mm2")
 SLACKS = (0.005, 0.02)
-FEW = 4  # validation batches on which crossbars for one model are compared
-GRID = {  # of the crossbars for one model
-    "rows": (32, 64, 128, 256),
-    "columns": (32, 64, 128, 256),
-    "cell_bits": (1, 2),
-    "dac_bits": (1, 2),
-    "replication": (1, 2, 4, 8, 16),
-    "weight_bits": (8, 6, 5, 4),
-    "activation_bits": (8, 6, 5, 4),
-}
+BITS = ("weight", "activation")
 BUDGET = {"macs": 2.0, "energy_nj": 1.8, "latency_ns": 1.5, "area_mm2": 1.0}  # the paper's claims, as limits
 
 
@@ -51,7 +39,7 @@ def by_accuracy(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
 
     The best candidates are trained from scratch for that mapping; the one with the least validation NE is the
     reference. It is trained in full precision, too: if that is better after mapping, its NE is the reference's. For
-    this model alone, crossbars are then chosen too (`same_model`).
+    this model alone, crossbars are then fitted, too (`recloom_pim.fitting`).
     """
     method = RegularizedEvolution(population=16, sample=8)
     run = setting.search(setting.space(), method, seed, folder, Objective())
@@ -73,8 +61,9 @@ def by_accuracy(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     way = min(("mapped", "trained for it"), key=lambda name: _finite(ne[name]["val"]))
     module = {"mapped": plain, "trained for it": aware}[way].module
     costs = context.price(genotype)
-    best = {"val": ne[way]["val"], "module": module}
     trials = [[o.metrics["ne"], o.metrics["macs"]] for o in run.study.observations() if o.measured]
+    program = context.space.program(genotype, context.schema)
+    same = fitted(scratch, program, module, costs["area_mm2"]) or {"costs": _costs(costs), "crossbars": {}, "tried": 0}
     return {
         "ne": ne,
         "val_ne": ne[way]["val"],
@@ -84,43 +73,8 @@ def by_accuracy(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
         "architecture": context.space.to_json(genotype),
         "tried": [{"val_ne": outcome.metrics["ne"], **_costs(context.price(model))} for model, outcome in tried],
         "frugal_macs": min(macs for found, macs in trials if found <= 1.001 * min(trials)[0]),
-        "same model": same_model(scratch, context.space.program(genotype, context.schema), best, costs),
+        "same model": {**_both(scratch, module), **same},
     }
-
-
-def same_model(
-    scratch: FromScratch, program: Program, best: dict[str, Any], costs: Mapping[str, float]
-) -> dict[str, Any]:
-    """Choose crossbars and bits for a trained model: what saves most at its validation NE, within 0.1%, and its area.
-
-    All of a grid are priced; for each combination of bits and lost ADC bits the one that saves most is tried, in the
-    order of what it saves.
-    """
-    grid = [
-        replace(h, adc_bits=max(1, h.lossless_adc_bits - lost))
-        for rows, columns, cells, dac, copies, w, b in product(*GRID.values())
-        for h in [Crossbars(rows, columns, cells, dac, 8, 1, copies, w, b)]
-        for lost in (0, 1)
-    ]
-    prices = PIMCost().prices(program, grid)
-    saved = np.sqrt(costs["energy_nj"] / prices.total * costs["latency_ns"] / prices.latency)
-    saved[prices.area > costs["area_mm2"]] = 0
-    module, board = best["module"], best["module"].pim
-    rows = scratch.eval_batches("val")[:FEW]
-    bound = 1.001 * measure(module, rows)[0]["ne"]
-    seen: set[tuple[int, int, int]] = set()
-    for place_ in np.argsort(-saved)[: np.count_nonzero(saved)]:
-        h = grid[place_]
-        key = (h.weight_bits, h.activation_bits, h.lossless_adc_bits - h.adc_bits)
-        if key in seen:
-            continue
-        seen.add(key)
-        board.crossbars = h
-        if measure(module, rows)[0]["ne"] <= bound:
-            break
-    told = {"energy_nj": prices.total, "latency_ns": prices.latency, "area_mm2": prices.area}
-    found = {name: float(values[place_]) for name, values in told.items()}
-    return {**_both(scratch, module), "costs": found, "crossbars": asdict(h), "tried": len(seen)}
 
 
 def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +82,9 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
 
     Limits are the reference's area, and the paper's shares of its MACs, energy and latency. The search starts from
     variants of the reference's model, of which few are within these limits as they are. Some of its candidates are
-    trained from scratch, like the reference. Of these the one that saves most is taken, among those whose validation NE
-    is within 0.1% of the reference's; if there is none, the one with the least NE.
+    trained from scratch, like the reference: on the crossbars that they were found with, and on the most precise ones
+    within the limits. For those whose validation NE is within 0.1% of the reference's crossbars are fitted like the
+    reference's (`recloom_pim.fitting`); what saves most is the design. If there is none: the one with the least NE.
     """
     space = PIMSpace(
         setting.space(),
@@ -143,29 +98,61 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
     run = setting.search(space, NSGA2FromModel(reference["architecture"], population=16), seed, folder, objective)
     context = run.context
     scratch = setting.scratch(context)
-    tried: list[dict[str, Any]] = []
-    for genotype in candidates(run, reference, max(1, setting.retrain_together - len(SLACKS))):
-        outcome = scratch.train(genotype)
-        costs = context.price(genotype)
-        tried.append({"genotype": genotype, "outcome": outcome, "costs": costs, "val": outcome.metrics["ne"]})
-    same = [t for t in tried if t["val"] <= 1.001 * reference["val_ne"]]
-    if same:
-        best = max(same, key=lambda t: gain(t["costs"], reference))
-    else:
-        best = min(tried, key=lambda t: _finite(t["val"]))
-    genotype, ne = best["genotype"], _both(scratch, best["outcome"].module, best["outcome"].metrics)
+    tried: list[Design] = []
+    for genotype in candidates(run, reference, max(1, setting.retrain_together // 2 - len(SLACKS))):
+        section, program = space.space.model_config(space.model(genotype)), space.program(genotype, context.schema)
+        for crossbars in (space.crossbars(genotype), precise(program, limits)):
+            if crossbars is not None:
+                build = partial(instantiate_model, _on_crossbars(setting, section, crossbars), context.schema)
+                outcome = scratch.run(build, candidate_seed(seed, (*genotype, len(tried))))
+                costs = {"macs": float(program.macs), **costs_of(PIMCost().prices(program, [crossbars]))}
+                tried.append(Design(genotype, crossbars, outcome.module, costs, outcome.metrics["ne"]))
+    best, same = _chosen(tried, reference, scratch, space, context)
+    best.module.pim.crossbars = best.crossbars  # type: ignore[union-attr, assignment]
+    ne, program = _both(scratch, best.module), space.program(best.genotype, context.schema)
+    naive = costs_of(PIMCost().prices(program, [Crossbars()]))
     return {
         "ne": {"trained for it": ne},
         "val_ne": ne["val"],
         "test_ne": ne["test"],
-        "costs": best["costs"],
-        "energy": _shares(context, genotype, space.crossbars(genotype)),
-        "naive_energy": _shares(context, genotype, Crossbars()),
-        "architecture": space.to_json(genotype),
-        "tried": [{"val_ne": t["val"], **_costs(t["costs"])} for t in tried],
+        "costs": {**best.costs, **{f"naive_{name}": value for name, value in naive.items()}},
+        "energy": _shares(context, best.genotype, best.crossbars),
+        "naive_energy": _shares(context, best.genotype, Crossbars()),
+        "architecture": {**space.space.to_json(space.model(best.genotype)), **_choices(best.crossbars)},
+        "tried": [{"val_ne": design.val, **design.costs} for design in tried],
+        "as_good": same,
         "trials": [[o.metrics[name] for name in ("ne", *COSTS)] for o in run.study.observations() if o.measured],
         "genotypes": space.log10_size,
     }
+
+
+@dataclass(frozen=True)
+class Design:
+    """A trained candidate: its genotype, crossbars, model, costs on them, and validation NE."""
+
+    genotype: Genotype
+    crossbars: Crossbars
+    module: RankingModule
+    costs: dict[str, float]
+    val: float
+
+
+def _chosen(
+    tried: list[Design], reference: dict[str, Any], scratch: FromScratch, space: PIMSpace, context: SearchContext
+) -> tuple[Design, int]:
+    """Return the design of the co-search, and how many candidates are as good as the reference."""
+    bound = 1.001 * reference["val_ne"]
+    same = [design for design in tried if design.val <= bound]
+    found = list(same)
+    for design in same:
+        program, area = space.program(design.genotype, context.schema), reference["costs"]["area_mm2"]
+        if (fit := fitted(scratch, program, design.module, area, bound / design.val)) is not None:
+            val, costs = scratch.measure(design.module)[0]["ne"], {"macs": design.costs["macs"], **fit["costs"]}
+            if val <= bound:
+                found.append(replace(design, crossbars=Crossbars(**fit["crossbars"]), costs=costs, val=val))
+    if found:
+        return max(found, key=lambda design: gain(design.costs, reference)), len(same)
+    return min(tried, key=lambda design: _finite(design.val)), 0
 
 
 def candidates(run: SearchRun, reference: dict[str, Any], count: int) -> list[Genotype]:
@@ -206,6 +193,15 @@ def _on_crossbars(setting: Setting, section: dict[str, Any], crossbars: Crossbar
         "class_path": "recloom_pim.model.OnCrossbars",
         "init_args": {**init_args, "exact_steps": setting.exact_steps},
     }
+
+
+def _choices(crossbars: Crossbars) -> dict[str, int]:
+    """Return what crossbars are, by names like those of a PIMSpace's choices."""
+    shared = {f"crossbars.{name}": value for name, value in asdict(crossbars).items() if name != "bits"}
+    bits = {
+        f"{group}.{name}_bits": x for group, pair in crossbars.bits.items() for name, x in zip(BITS, pair, strict=True)
+    }
+    return {**shared, **bits}
 
 
 def _costs(costs: Mapping[str, float]) -> dict[str, float]:

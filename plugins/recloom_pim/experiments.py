@@ -11,11 +11,11 @@ from recloom.experiment import Budget, Claim, Experiment, Lab
 from recloom_pim import constants
 
 SCOPE: dict[Budget, str] = {
-    "small": "200,000 generated clicks a seed, passed three times, models of up to 3 blocks, supernets of 1,000 steps, "
-    "96 candidates a search, of which 5 and, of the co-search's smaller ones, 10 are trained from scratch: it shows "
-    "what searching the crossbars too is worth on such data, and how much of it the crossbars, the bits and the model "
-    "are. It cannot show what real click logs gain, where larger models are worth more, nor what the paper's own cost "
-    "model, which is not public, would say.",
+    "small": "200,000 generated clicks a seed, passed three times, models of up to 3 blocks, supernets of 2,000 "
+    "steps, 96 candidates a search, of which 5, and 5 of the co-search's smaller ones on two kinds of crossbars, "
+    "are trained from scratch: it shows what searching the crossbars too is worth on such data, and how much of it "
+    "the crossbars, the bits and the model are. It cannot show what real click logs gain, where larger models are "
+    "worth more, nor what the paper's own cost model, which is not public, would say.",
     "full": "4 million generated clicks a seed, NASRec's small space of 7 blocks at its published widths, 1,000 "
     "candidates: most of a day on two cores.",
 }
@@ -31,9 +31,11 @@ class PIMExperiment(Experiment):
         "scratch for the naive mapping (ISAAC's crossbars, 8 bits); the best by validation NE is the reference; "
         "crossbars are then chosen for it alone, too. The other over models, crossbars and bits together: NSGA-II by "
         "NE, energy, latency and area, from variants of the reference, within its area and the paper's shares of its "
-        "other costs (a half of its MACs, ...). Some of its candidates are trained from scratch for their crossbars, "
-        "in about the same time; the design is the one that saves most at the reference's validation NE, within 0.1%. "
-        "All are measured on crossbars with 2% variation and some stuck cells, over three chips."
+        "other costs (a half of its MACs, ...). Some of its candidates are trained from scratch, on their crossbars "
+        "and on the most precise ones within these limits, in about the same time; to those that are as good as the "
+        "reference by validation NE, within 0.1%, crossbars are fitted as to the reference; the design is what saves "
+        "most, or what has the least NE if none is as good. All are measured on crossbars with 2% variation and some "
+        "stuck cells, over three chips."
     )
     scope = SCOPE
 
@@ -65,7 +67,7 @@ class PIMExperiment(Experiment):
 def _small() -> Any:
     from recloom_pim.setting import Setting
 
-    return Setting(3, (16, 32, 64, 128), (16, 32), (200_000, 100_000, 150_000), 1000, 96)
+    return Setting(3, (16, 32, 64, 128), (16, 32), (200_000, 100_000, 150_000), 2000, 96)
 
 
 def _full() -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recloom.catalog import Entry
 from recloom.optim import OptimizerConfig
 from recloom.plugins import catalog
 from recloom.search.costs import AnalyticCost
@@ -16,11 +17,11 @@ from recloom.search.method import SearchMethod
 from recloom.search.objective import Objective
 from recloom.search.run import Search, SearchRun
 from recloom.search.space import SearchSpace
+from recloom.search.supernet import Supernet
 from recloom_pim.cost import PIMCost
 from recloom_pim.quantise import Device
 
-# as published, but for faster embeddings: there are few rows
-SUPERNET = OptimizerConfig("Adagrad", 0.12, {"eps": 1e-2}, "adagrad", 0.5, 1e-2, clip_norm=5.0)
+SUPERNET = Entry("supernet", "NASRecSupernet", "recloom_nasrec.supernet:NASRecSupernet", "nasrec")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class Setting:
     def space(self) -> SearchSpace:
         """Return the space of models."""
         kind: Any = catalog().search_spaces.load("NASRecSpace")
-        found: SearchSpace = kind("small", self.blocks, dense_dims=self.dense_dims, sparse_dims=self.sparse_dims)
+
+        def supernet(space: SearchSpace, schema: dict[str, Any]) -> Supernet:
+            found: Supernet = SUPERNET.load()(space, schema, layer_norm=False)  # as the models are trained
+            return found
+
+        widths = {"dense_dims": self.dense_dims, "sparse_dims": self.sparse_dims}
+        found: SearchSpace = kind("small", self.blocks, **widths, supernet=supernet)
         return found
 
     def search(
@@ -82,7 +89,7 @@ class Setting:
         evaluator = SupernetEvaluator(
             self.steps,
             rows=self.rows[0],
-            optimizer=SUPERNET,
+            optimizer=_adam(self.steps, 5.0),
             finetune_steps=self.finetune_steps,
             eval_rows=min(self.rows[1], 16_000),
         )
@@ -101,10 +108,14 @@ class Setting:
         return search.run(folder, progress=False, finish=False)
 
     def scratch(self, context: SearchContext) -> FromScratch:
-        """Return how models are trained from scratch: like the search's, but with learning rates that fall to zero."""
-        steps = self.scratch_steps
-        optimizer = OptimizerConfig("Adam", 0.003, sparse="adagrad", sparse_lr=0.2, sparse_eps=1e-2, clip_norm=1.0)
-        optimizer.decay_start, optimizer.decay_steps = int(0.3 * steps), steps - int(0.3 * steps)
-        scratch = FromScratch(rows=self.rows[0], epochs=self.epochs, optimizer=optimizer)
+        """Return how models are trained from scratch."""
+        scratch = FromScratch(rows=self.rows[0], epochs=self.epochs, optimizer=_adam(self.scratch_steps, 1.0))
         scratch.setup(context)
         return scratch
+
+
+def _adam(steps: int, clip_norm: float) -> OptimizerConfig:
+    """Return the optimizers of a training of `steps` steps, whose learning rates fall to zero from 0.3 of them on."""
+    found = OptimizerConfig("Adam", 0.003, sparse="adagrad", sparse_lr=0.2, sparse_eps=1e-2, clip_norm=clip_norm)
+    found.decay_start, found.decay_steps = int(0.3 * steps), steps - int(0.3 * steps)
+    return found

@@ -7,7 +7,10 @@ import json
 import pytest
 
 from recloom.experiment import run_experiment
+from recloom.search.program import Program
 from recloom_pim import codesign, experiments
+from recloom_pim.cost import PIMCost
+from recloom_pim.fitting import costs_of, precise
 from recloom_pim.setting import Setting
 
 
@@ -42,3 +45,16 @@ def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, m
 def test_gain_is_how_many_times_less_all_costs_are_together():
     reference = {"costs": {"macs": 100.0, "energy_nj": 100.0, "latency_ns": 100.0}}
     assert codesign.gain({"macs": 50.0, "energy_nj": 25.0, "latency_ns": 100.0}, reference) == pytest.approx(2.0)
+
+
+def test_the_most_precise_crossbars_within_limits():
+    program = Program()
+    program.add("fc", "matmul", 300, 50, 16)
+    loose = {"energy_nj": 1e9, "latency_ns": 1e9, "area_mm2": 1e9}
+    best = precise(program, loose)
+    assert (best.weight_bits, best.activation_bits, best.adc_bits) == (8, 8, best.lossless_adc_bits)
+    costs = costs_of(PIMCost().prices(program, [best]))
+    tight = precise(program, {**loose, "energy_nj": costs["energy_nj"] / 2})
+    assert min(tight.weight_bits, tight.activation_bits) < 8
+    assert costs_of(PIMCost().prices(program, [tight]))["energy_nj"] <= costs["energy_nj"] / 2
+    assert precise(program, {**loose, "area_mm2": 0.0}) is None
