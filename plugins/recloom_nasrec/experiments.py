@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from recloom import plots
 from recloom.document import Report
@@ -13,6 +12,7 @@ from recloom.errors import RecloomError
 from recloom.experiment import Budget, Claim, Experiment, Lab
 
 if TYPE_CHECKING:
+    from recloom.search.compare import Difference
     from recloom_nasrec.comparison import Setting
 
 SCOPE: dict[Budget, str] = {
@@ -35,9 +35,9 @@ class NASRecExperiment(Experiment):
     summary = (
         "Evolution ranks candidates by a supernet with the last layer fine-tuned; the best are trained from scratch. "
         "The best of those on the validation rows is compared on the test rows, with the same training for all: with "
-        "DLRM, DCN V2, and the best of random candidates trained from scratch (more training than the whole search "
-        "used). The same random candidates tell how well supernets rank that were trained in the paper's way and in "
-        "two others."
+        "DLRM, DCN V2, and the best of random candidates trained from scratch, which take more training samples than "
+        "the supernet and the retraining together. The same random candidates tell how well supernets rank that were "
+        "trained in the paper's way and in two others."
     )
     scope = SCOPE
 
@@ -52,8 +52,9 @@ class NASRecExperiment(Experiment):
         setting = SETTINGS[lab.budget]()
         folder = lab.out / "searches" / lab.fingerprint
         runs = lab.each_seed("search", lambda seed: compare(setting, seed, folder / f"seed{seed}"))
-        _tell(report, lab, runs)
-        return _claims(runs)
+        gaps = _gaps(runs)
+        _tell(report, lab, runs, gaps)
+        return _claims(runs, gaps)
 
 
 def _small() -> Setting:
@@ -96,36 +97,16 @@ def _gap(run: dict[str, Any], name: str) -> float:
     return 100 * (float(model["test"]) / float(model["oracle"]) - 1)
 
 
-def _kendall(run: dict[str, Any], strategy: str) -> float:
-    from scipy import stats
+def _gaps(runs: Runs) -> dict[str, Difference]:
+    """Return by how much the paper's training ranks better than each other, in Kendall's tau."""
+    from recloom.search.ranking import kendall_gap
 
-    return float(stats.kendalltau(run["ranked"][strategy], run["scratch"]).statistic)
-
-
-def _tau_difference(runs: Runs, other: str, draws: int = 2000) -> tuple[float, float, float]:
-    """Return by how much the paper's way has the larger Kendall tau in the mean of seeds, and a bootstrap interval.
-
-    Candidates are drawn anew within each seed, the same for both supernets.
-    """
-    from scipy import stats
-
-    rng = np.random.default_rng(0)
-
-    def once(resample: bool) -> float:
-        gaps = []
-        for run in runs:
-            count = len(run["scratch"])
-            rows = rng.integers(count, size=count) if resample else np.arange(count)
-            y, a, b = (np.array(v)[rows] for v in (run["scratch"], run["ranked"][PAPER], run["ranked"][other]))
-            gaps.append(stats.kendalltau(a, y).statistic - stats.kendalltau(b, y).statistic)
-        return float(np.mean(gaps))
-
-    drawn = [once(True) for _ in range(draws)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return once(False), float(low), float(high)
+    ranked = {name: [run["ranked"][name] for run in runs] for name in runs[0]["ranked"]}
+    scratch = [run["scratch"] for run in runs]
+    return {name: kendall_gap(ranked[PAPER], ours, scratch) for name, ours in ranked.items() if name != PAPER}
 
 
-def _claims(runs: Runs) -> list[Claim]:
+def _claims(runs: Runs, gaps: Mapping[str, Difference]) -> list[Claim]:
     claims = []
     for name in ("DLRM", "DCN V2", "random search"):
         key = name.split()[0].lower()
@@ -135,15 +116,16 @@ def _claims(runs: Runs) -> list[Claim]:
         least = min(run["ahead"][name][1] for run in runs)
         text = f"the same with every seed: the least lower end of the paired bootstrap intervals against {name}"
         claims.append(Claim(f"beats-{key}-clearly", text, least, "> 0"))
-    for other in runs[0]["ranked"]:
-        if other != PAPER:
-            text = f"{PAPER} training ranks better than {other} (Kendall's tau, difference)"
-            key = "single-connection" if "single-connection" in other else "any-operator"
-            claims.append(Claim(f"tau-{key}", text, _tau_difference(runs, other)[0], "> 0"))
+    for other, gap in gaps.items():
+        text = f"{PAPER} training ranks better than {other} (Kendall's tau, difference)"
+        key = "single-connection" if "single-connection" in other else "any-operator"
+        claims.append(Claim(f"tau-{key}", text, gap.mean, "> 0"))
     return claims
 
 
-def _tell(report: Report, lab: Lab, runs: Runs) -> None:
+def _tell(report: Report, lab: Lab, runs: Runs, gaps: Mapping[str, Difference]) -> None:
+    from recloom.search.ranking import correlations
+
     report.section("Models")
     rows: list[tuple[Any, ...]] = []
     for seed, run in zip(lab.seeds, runs, strict=True):
@@ -155,12 +137,13 @@ def _tell(report: Report, lab: Lab, runs: Runs) -> None:
     report.table(header, rows, "With 95% intervals of a paired bootstrap over test rows.")
     report.section("Ranking")
     names = list(runs[0]["ranked"])
-    taus = [(seed, *(f"{_kendall(run, n):.3f}" for n in names)) for seed, run in zip(lab.seeds, runs, strict=True)]
+    taus = []
+    for seed, run in zip(lab.seeds, runs, strict=True):
+        each = (correlations(run["ranked"][name], run["scratch"], seed)["Kendall"] for name in names)
+        taus.append((seed, *(f"{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in each)))
     count = len(runs[0]["scratch"])
     report.table(("seed", *names), taus, f"Kendall's tau of NE by the supernet and from scratch, {count} candidates.")
-    differences = [
-        (other, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*_tau_difference(runs, other))) for other in names if other != PAPER
-    ]
+    differences = [(other, f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]") for other, gap in gaps.items()]
     report.table(("tau of the paper's way - that of", "mean of seeds, 95% interval"), differences)
     series = {
         name: {f"seed {seed}": (run["ranked"][name], run["scratch"]) for seed, run in zip(lab.seeds, runs, strict=True)}

@@ -21,7 +21,7 @@ from recloom.search.space import Genotype
 from recloom.search.training import candidate_seed
 from recloom_pim.cost import PIMCost
 from recloom_pim.crossbars import Crossbars
-from recloom_pim.fitting import costs_of, fitted, precise
+from recloom_pim.fitting import choices_of, costs_of, crossbars_of, fitted, precise
 from recloom_pim.layers import Board, place
 from recloom_pim.method import NSGA2FromModel
 from recloom_pim.pricing import COMPONENTS
@@ -30,7 +30,6 @@ from recloom_pim.space import PIMSpace
 
 COSTS = ("macs", "energy_nj", "latency_ns", "area_mm2")
 SLACKS = (0.005, 0.02)
-BITS = ("weight", "activation")
 BUDGET = {"macs": 2.0, "energy_nj": 1.8, "latency_ns": 1.5, "area_mm2": 1.0}  # the paper's claims, as limits
 
 
@@ -55,8 +54,7 @@ def by_accuracy(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
     genotype, aware = min(tried, key=lambda t: _finite(t[1].metrics["ne"]))
     plain = scratch.train(genotype)
     ne = {"exact": _both(scratch, plain.module, plain.metrics)}
-    plain.module.pim = Board(Crossbars(), setting.device)  # type: ignore[assignment]
-    place(plain.module, plain.module.pim)  # type: ignore[arg-type]
+    _map(plain.module, Board(Crossbars(), setting.device))
     ne |= {"mapped": _both(scratch, plain.module), "trained for it": _both(scratch, aware.module, aware.metrics)}
     way = min(("mapped", "trained for it"), key=lambda name: _finite(ne[name]["val"]))
     module = {"mapped": plain, "trained for it": aware}[way].module
@@ -83,8 +81,9 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
     Limits are the reference's area, and the paper's shares of its MACs, energy and latency. The search starts from
     variants of the reference's model, of which few are within these limits as they are. Some of its candidates are
     trained from scratch, like the reference: on the crossbars that they were found with, and on the most precise ones
-    within the limits. For those whose validation NE is within 0.1% of the reference's crossbars are fitted like the
-    reference's (`recloom_pim.fitting`); what saves most is the design. If there is none: the one with the least NE.
+    within the limits. For those whose validation NE is not above the reference's crossbars are fitted like the
+    reference's (`recloom_pim.fitting`), up to that NE: what saves most is the design. (A bound of 0.1% above would be
+    met by luck, and missed on the test rows.) If there is none: the one with the least NE.
     """
     space = PIMSpace(
         setting.space(),
@@ -118,7 +117,7 @@ def together(setting: Setting, seed: int, folder: Path, reference: dict[str, Any
         "costs": {**best.costs, **{f"naive_{name}": value for name, value in naive.items()}},
         "energy": _shares(context, best.genotype, best.crossbars),
         "naive_energy": _shares(context, best.genotype, Crossbars()),
-        "architecture": {**space.space.to_json(space.model(best.genotype)), **_choices(best.crossbars)},
+        "architecture": {**space.space.to_json(space.model(best.genotype)), **choices_of(best.crossbars)},
         "tried": [{"val_ne": design.val, **design.costs} for design in tried],
         "as_good": same,
         "trials": [[o.metrics[name] for name in ("ne", *COSTS)] for o in run.study.observations() if o.measured],
@@ -141,7 +140,7 @@ def _chosen(
     tried: list[Design], reference: dict[str, Any], scratch: FromScratch, space: PIMSpace, context: SearchContext
 ) -> tuple[Design, int]:
     """Return the design of the co-search, and how many candidates are as good as the reference."""
-    bound = 1.001 * reference["val_ne"]
+    bound: float = reference["val_ne"]
     same = [design for design in tried if design.val <= bound]
     found = list(same)
     for design in same:
@@ -153,6 +152,37 @@ def _chosen(
     if found:
         return max(found, key=lambda design: gain(design.costs, reference)), len(same)
     return min(tried, key=lambda design: _finite(design.val)), 0
+
+
+def anew(
+    setting: Setting, seed: int, folder: Path, reference: dict[str, Any], design: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Train the reference, in the way that was better for it, and the design from other weights; return their test NE.
+
+    What was chosen as the best of several trainings owes something to luck; these trainings chose nothing.
+    """
+    context = setting.context(seed, folder)
+    scratch, space = setting.scratch(context), context.space
+    found: dict[str, list[float]] = {}
+    for name, run in (("reference", reference), ("design", design)):
+        model = {choice.name: run["architecture"][choice.name] for choice in space.choices}
+        crossbars = Crossbars() if name == "reference" else crossbars_of(run["architecture"])
+        plain = space.model_config(space.from_json(model))
+        exact = "mapped" in run["ne"] and run["val_ne"] == run["ne"]["mapped"]["val"]
+        section = plain if exact else _on_crossbars(setting, plain, crossbars)
+        for repeat in range(setting.repeats):
+            own = candidate_seed(seed, tuple(name.encode()), repeat)
+            module = scratch.run(partial(instantiate_model, section, context.schema), own).module
+            if exact:
+                _map(module, Board(crossbars, setting.device))
+            found.setdefault(name, []).append(scratch.measure(module, "test")[0]["ne"])
+    return found
+
+
+def _map(module: RankingModule, board: Board) -> None:
+    """Put a trained model on crossbars as it is."""
+    module.pim = board  # type: ignore[assignment]
+    place(module, board)
 
 
 def candidates(run: SearchRun, reference: dict[str, Any], count: int) -> list[Genotype]:
@@ -193,15 +223,6 @@ def _on_crossbars(setting: Setting, section: dict[str, Any], crossbars: Crossbar
         "class_path": "recloom_pim.model.OnCrossbars",
         "init_args": {**init_args, "exact_steps": setting.exact_steps},
     }
-
-
-def _choices(crossbars: Crossbars) -> dict[str, int]:
-    """Return what crossbars are, by names like those of a PIMSpace's choices."""
-    shared = {f"crossbars.{name}": value for name, value in asdict(crossbars).items() if name != "bits"}
-    bits = {
-        f"{group}.{name}_bits": x for group, pair in crossbars.bits.items() for name, x in zip(BITS, pair, strict=True)
-    }
-    return {**shared, **bits}
 
 
 def _costs(costs: Mapping[str, float]) -> dict[str, float]:

@@ -26,6 +26,7 @@ GRID = {
     "weight_bits": (8, 6, 5, 4),
     "activation_bits": (8, 6, 5, 4),
 }
+BITS = ("weight", "activation")
 FEW = 4  # validation batches on which crossbars for one model are compared
 
 
@@ -95,3 +96,20 @@ def fitted(
             return {"costs": costs_of(prices, int(place)), "crossbars": asdict(h), "tried": len(seen)}
     board.crossbars = before
     return None
+
+
+def choices_of(crossbars: Crossbars) -> dict[str, int]:
+    """Return what crossbars are, by names like those of a PIMSpace's choices."""
+    shared = {f"crossbars.{name}": value for name, value in asdict(crossbars).items() if name != "bits"}
+    bits = {
+        f"{group}.{name}_bits": x for group, pair in crossbars.bits.items() for name, x in zip(BITS, pair, strict=True)
+    }
+    return {**shared, **bits}
+
+
+def crossbars_of(choices: Mapping[str, Any]) -> Crossbars:
+    """Return the crossbars that `choices_of` told, among other choices."""
+    shared = {name[10:]: value for name, value in choices.items() if name.startswith("crossbars.")}
+    groups = {name.partition(".")[0] for name in choices if name.endswith("_bits") and name[:10] != "crossbars."}
+    bits = {group: [choices[f"{group}.{name}_bits"] for name in BITS] for group in sorted(groups)}
+    return Crossbars(**shared, bits=bits)

@@ -115,6 +115,11 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path):
         export_model(Sums(schema(bags=False), change=1.0), path, logits=True)
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     assert path.read_text() == "an earlier file"
+    model = Sums(schema(bags=False), change=1.0)
+    model.export_tolerance = 2.0  # a model knows how inexact it is, and the caller decides
+    with pytest.raises(RecloomError, match=r"more than 0\.5"):
+        export_model(model, path, logits=True, tolerance=0.5)
+    assert export_model(model, path, logits=True).max_abs_diff == pytest.approx(1.0)
 
 
 class Mean(SequenceEncoder):

@@ -88,6 +88,25 @@ def test_correlations_and_each_resample_are_those_of_scipy():
         assert [found[name].low, found[name].high] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
 
 
+def test_a_gap_between_two_rankings_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(2, 15))
+    first, second = target + 0.3 * rng.normal(size=(2, 15)), target + 3 * rng.normal(size=(2, 15))
+    diverged = ([np.nan], [0.0], [0.0])  # one more candidate of the first group
+    groups = ([[*v[0], *d], v[1]] for v, d in zip((first, second, target), diverged, strict=True))
+    found = ranking.kendall_gap(*groups, seed=3, draws=200)
+    random = np.random.default_rng(3)
+    gaps = []
+    for a, b, y in zip(first, second, target, strict=True):
+        counts = [np.ones(15, int), *random.multinomial(15, np.full(15, 1 / 15), size=200)]
+        drawn = [[np.repeat(values, c) for values in (a, b, y)] for c in counts]
+        gaps.append([stats.kendalltau(a, y).statistic - stats.kendalltau(b, y).statistic for a, b, y in drawn])
+    whole, *samples = np.mean(gaps, axis=0)
+    assert found.mean == pytest.approx(whole)
+    assert [found.low, found.high] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
+    assert found.clear
+
+
 def test_correlation_of_what_is_constant_is_refused():
     with pytest.raises(RecloomError, match="no rank correlation"):
         ranking.correlations([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])

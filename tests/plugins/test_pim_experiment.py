@@ -10,13 +10,23 @@ from recloom.experiment import run_experiment
 from recloom.search.program import Program
 from recloom_pim import codesign, experiments
 from recloom_pim.cost import PIMCost
-from recloom_pim.fitting import costs_of, precise
+from recloom_pim.fitting import costs_of, crossbars_of, precise
 from recloom_pim.setting import Setting
 
 
 def tiny():
     return Setting(
-        2, (16, 32), (16,), (4096, 1024, 1024), 4, 8, finetune_steps=1, retrain=1, retrain_together=1, epochs=1
+        2,
+        (16, 32),
+        (16,),
+        (4096, 1024, 1024),
+        4,
+        8,
+        finetune_steps=1,
+        retrain=1,
+        retrain_together=1,
+        epochs=1,
+        repeats=2,
     )
 
 
@@ -32,6 +42,13 @@ def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, m
     assert claims["energy"]["measured"] == pytest.approx(ratio)
     assert both["costs"]["area_mm2"] <= alone["costs"]["area_mm2"] * (1 + 1e-9)
     assert alone["val_ne"] == min(alone["ne"]["mapped"]["val"], alone["ne"]["trained for it"]["val"])
+    again = measured["anew-seed0"]
+    assert len(again["design"]) == len(again["reference"]) == 2
+    mean = {name: sum(values) / 2 for name, values in again.items()}
+    assert claims["equal-ne-anew"]["measured"] == pytest.approx(mean["design"] / mean["reference"])
+    crossbars = crossbars_of(both["architecture"])
+    assert crossbars.rows == both["architecture"]["crossbars.rows"]
+    assert len(crossbars.bits) in (0, 2)
     same = alone["same model"]
     assert same["costs"]["area_mm2"] <= alone["costs"]["area_mm2"]
     assert claims["energy-hardware"]["measured"] == pytest.approx(

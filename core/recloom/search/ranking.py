@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -40,6 +42,36 @@ def correlations(first: ArrayLike, second: ArrayLike, seed: int = 0, draws: int 
         "Spearman": _difference(stats.spearmanr(x, y).statistic, _pearson(ranks_x, ranks_y, weights)),
         "Pearson": _difference(stats.pearsonr(x, y).statistic, _pearson(x[None], y[None], weights)),
     }
+
+
+def kendall_gap(
+    first: Sequence[ArrayLike],
+    second: Sequence[ArrayLike],
+    target: Sequence[ArrayLike],
+    seed: int = 0,
+    draws: int = 2000,
+) -> Difference:
+    """Return by how much Kendall's tau-b of `first` with `target` exceeds that of `second`, in the mean of groups.
+
+    The interval is a paired bootstrap: candidates are drawn anew within each group, the same for both. Candidates
+    with a value that is not finite are left out.
+
+    Args:
+        first: For each group (a search's seed, say) N scores of its candidates.
+        second: Other scores of the same candidates.
+        target: What both are to order as.
+        seed: Seed of the bootstrap.
+        draws: Resamples; those in which one side has a single value are left out.
+    """
+    rng = np.random.default_rng(seed)
+    values, samples = [], []
+    for a, b, y in zip(first, second, target, strict=True):
+        rows = np.array([a, b, y], np.float64)
+        a, b, y = rows[:, np.isfinite(rows).all(0)]
+        counts = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=draws).astype(np.float64)
+        values.append(stats.kendalltau(a, y).statistic - stats.kendalltau(b, y).statistic)
+        samples.append(_kendall(a, y, counts) - _kendall(b, y, counts))
+    return _difference(float(np.mean(values)), np.mean(samples, axis=0))
 
 
 def _difference(value: float, samples: Array) -> Difference:

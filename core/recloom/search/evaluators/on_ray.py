@@ -52,7 +52,8 @@ class OnRay(Evaluator):
         super().setup(context)
         self.evaluator.setup(context)
         self._ray = _ray()
-        if not self._ray.is_initialized():
+        self._connected = not self._ray.is_initialized()
+        if self._connected:
             options = {"num_cpus": max(1, round(self.actors * self.cpus))} if self.address is None else {}
             self._ray.init(self.address, log_to_driver=False, logging_level="error", **options)
         remote = self._ray.remote(
@@ -87,11 +88,12 @@ class OnRay(Evaluator):
         return [found[place] for place in range(len(genotypes))]
 
     def release(self) -> None:
-        """End the actors; the cluster, if it is not this machine alone, stays."""
+        """End the actors, and the connection if it was made here; a cluster stays."""
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors = []
-        self._ray.shutdown()
+        if self._connected:
+            self._ray.shutdown()
         self.evaluator.release()
 
 
