@@ -60,7 +60,7 @@ class NASRecExperiment(Experiment):
 def _small() -> Setting:
     from recloom_nasrec.comparison import Setting
 
-    cardinalities = (30, 30, 20, 20, 12, 12, 12, 12, 8, 8)
+    cardinalities = (12, 12, 12, 12, 8, 8, 8, 8)
     world = {
         "cardinalities": cardinalities,
         "multi_hot": {},
@@ -70,7 +70,7 @@ def _small() -> Setting:
         "cross": 0.5,
         "signal": 1.8,
     }
-    return Setting("small", 4, (16, 32, 64, 128, 256), (8, 16, 32), (300_000, 60_000, 100_000), world)
+    return Setting("small", 4, (32, 64, 128, 256), (8, 16, 32), (300_000, 60_000, 100_000), world)
 
 
 def _full() -> Setting:
