@@ -214,7 +214,8 @@ class ClickWorld(World):
         """Return the constant that makes the mean probability `base_ctr`, from rows that are in no split."""
         config = self.config
         random = np.random.default_rng(np.random.SeedSequence([config.seed, 1 + len(SPLITS)]))
-        count = 50_000
+        numbers = config.num_dense + sum(config.mean_lengths)
+        count = int(np.clip(2e7 / max(numbers, 1), 2_000, 50_000))  # fewer rows, where a row has thousands of numbers
         dense = torch.from_numpy(random.standard_normal((count, config.num_dense), dtype=np.float32))
         ids, lengths = zip(*(self._draw(random, f, count) for f in range(len(config.cardinalities))), strict=True)
         logits = self._logits(dense, ids, lengths, torch.linspace(0, 1, count)).double()
