@@ -106,6 +106,7 @@ KINDS = {
     "interactions": "interaction",
     "sequence_encoders": "sequence encoder",
     "strategies": "strategy",
+    "sync_algorithms": "sync algorithm",
     "search_spaces": "search space",
     "search_methods": "search method",
     "blocks": "block",
@@ -129,6 +130,7 @@ class Catalog:
     interactions: Registry[Any]
     sequence_encoders: Registry[Any]
     strategies: Registry[Any]
+    sync_algorithms: Registry[Any]
     search_spaces: Registry[Any]
     search_methods: Registry[Any]
     blocks: Registry[Any]

@@ -69,8 +69,11 @@ def to_primitives(value: Any) -> Any:
     return repr(value)
 
 
-def add_extras(checkpoint: dict[str, Any]) -> None:
-    """Make `checkpoint`'s hyper-parameters primitive and add every rank's random state. Called on all ranks."""
+def add_extras(checkpoint: dict[str, Any], world_size: int) -> None:
+    """Make `checkpoint`'s hyper-parameters primitive and add the random states of `world_size` ranks.
+
+    All ranks together, unless `world_size` is 1: then only this rank's is added.
+    """
     if "hyper_parameters" in checkpoint:
         checkpoint["hyper_parameters"] = to_primitives(dict(checkpoint["hyper_parameters"]))
     version, keys, position, has_gauss, gauss = np.random.get_state()
@@ -81,8 +84,8 @@ def add_extras(checkpoint: dict[str, Any]) -> None:
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     states = [state]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        states = [{} for _ in range(dist.get_world_size())]
+    if world_size > 1:
+        states = [{} for _ in range(world_size)]
         dist.all_gather_object(states, state)
     checkpoint[RANDOM_STATE] = states
 

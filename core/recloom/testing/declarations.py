@@ -21,6 +21,7 @@ from recloom.experiment import Experiment
 from recloom.model import Interaction
 from recloom.plugins import host
 from recloom.sequence import SequenceEncoder
+from recloom.sync import SyncAlgorithm
 
 BASES: dict[str, type] = {
     "model": LightningModule,
@@ -29,10 +30,11 @@ BASES: dict[str, type] = {
     "interaction": Interaction,
     "sequence encoder": SequenceEncoder,
     "strategy": Strategy,
+    "sync algorithm": SyncAlgorithm,
     "raw format": RawFormat,
     "experiment": Experiment,
 }
-CONFIGURED = ("model", "datamodule", "embedding", "interaction", "sequence encoder", "strategy")
+CONFIGURED = ("model", "datamodule", "embedding", "interaction", "sequence encoder", "strategy", "sync algorithm")
 """Kinds whose constructor parameters are options of the command line."""
 
 _PROBE = """
