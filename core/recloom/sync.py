@@ -23,7 +23,7 @@ class SyncAlgorithm(ABC):
     exchange: ClassVar[Literal["mean", "server"]] = "mean"
     """How replicas are exchanged."""
 
-    def start(self, weights: Tensor) -> None:
+    def start(self, weights: Tensor) -> None:  # noqa: B027 (nothing to note is usual)
         """Take note of the weights, P, that all replicas begin with."""
 
     @abstractmethod
@@ -41,5 +41,5 @@ class SyncAlgorithm(ABC):
         """Return what a checkpoint keeps: tensors of the replica's size, or smaller."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Take back what `state_dict` returned; called after `start`."""

@@ -31,5 +31,5 @@ def register(catalog: Catalog) -> None:
         ("diloco", "DiLoCoStrategy", "an outer optimizer on the progress of k local steps"),
     ):
         for alias in (name, path):
-            catalog.strategies.add(alias, f"recloom_shadowsync.strategy:{path}", summary=summary)
+            catalog.strategies.add(alias, f"recloom_shadowsync.named:{path}", summary=summary)
     catalog.commands.add("sync-server", "recloom_shadowsync.server:main", summary="hold the centre of EASGD replicas")

@@ -37,7 +37,9 @@ class BMUF(SyncAlgorithm):
 
     def __init__(self, step: float = 1.0, momentum: float = 0.0, nesterov: bool = False) -> None:
         if not 0 < step or not 0 <= momentum < 1:
-            raise RecloomError(f"BMUF: step {step}, momentum {momentum}", "The step is positive, the momentum in [0, 1).")
+            raise RecloomError(
+                f"BMUF: step {step}, momentum {momentum}", "The step is positive, the momentum in [0, 1)."
+            )
         self.step = step
         self.momentum = momentum
         self.nesterov = nesterov
@@ -73,8 +75,8 @@ class BMUF(SyncAlgorithm):
 class EASGD(SyncAlgorithm):
     """Elastic averaging SGD (Zhang et al. 2015) with a server: replica and centre move towards one another.
 
-    Sequential, as ShadowSync has it: c = (1 - alpha) c + alpha w(i), and the replica moves towards the new c. Symmetric,
-    as in EASGD's own paper: both move by the difference of the old values.
+    Sequential, as ShadowSync has it: c = (1 - alpha) c + alpha w(i), and the replica moves towards the new c.
+    Symmetric, as in EASGD's own paper: both move by the difference of the old values.
 
     Args:
         alpha: How far the centre moves towards a replica.

@@ -1,8 +1,8 @@
 """Checkpoints of ranks that are not in step: FILE.ckpt, rank 0's, and a file beside it for what each other rank has.
 
-FILE.ckpt holds the model that replicas agree on, so that anything that reads checkpoints reads one consistent model; and
-under KEY rank 0's own replica. FILE.ckpt.ranks/R.ckpt holds rank R's: its replica, its optimizers, its place in the data.
-Each rank writes when it gets there, aside and then renamed; none waits for another.
+FILE.ckpt holds the model that replicas agree on, so that whatever reads checkpoints reads one consistent model, and
+under KEY rank 0's own replica. FILE.ckpt.ranks/R.ckpt holds rank R's: its replica, optimizers, place in the data. Each
+rank writes when it gets there, aside and then renamed; none waits for another.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ class ServerTransport(Transport):
                 wire.send(sock, Op.START, 0, wire.as_bytes(part))
             op, _, _ = wire.receive(sock)
         except (OSError, ValueError) as error:
-            raise Gone(f"sync server {server}: {error}", "Start it with: recloom sync-server --listen HOST:PORT") from None
+            raise Gone(
+                f"sync server {server}: {error}", "Start it with: recloom sync-server --listen HOST:PORT"
+            ) from None
         if op is not Op.OK:
             raise Gone(f"sync server {server} serves another run", "A server serves one run at a time.")
         return sock

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from recloom.errors import RecloomError
 from recloom.rowgrad import is_row_parameter
 
+ALIGN = 16
+"""Parameters begin at multiples of so many elements, as in memory of their own: kernels round alike then."""
+
 
 @dataclass(frozen=True)
 class RowSegment:
@@ -40,13 +43,13 @@ class FlatView:
 
     Args:
         named: The parameters to synchronise, by name; of one type, on one device.
-        allocate: Makes the vector's memory, given its length and a tensor of the right type and device.
+        allocate: Makes the vector's memory, zeros, given its length and a tensor of the right type and device.
     """
 
     def __init__(
         self,
         named: dict[str, nn.Parameter],
-        allocate: Callable[[int, Tensor], Tensor] = lambda length, like: torch.empty(
+        allocate: Callable[[int, Tensor], Tensor] = lambda length, like: torch.zeros(
             length, dtype=like.dtype, device=like.device
         ),
     ) -> None:
@@ -68,7 +71,7 @@ class FlatView:
             self.offsets.append(length)
             if is_row_parameter(parameter):
                 self.segments.append(RowSegment(length, parameter.shape[0], parameter.shape[1]))
-            length += parameter.numel()
+            length += -(-parameter.numel() // ALIGN) * ALIGN
         self.flat = allocate(length, self.parameters[0].detach())
         with torch.no_grad():
             for part, parameter in zip(self.split(self.flat), self.parameters, strict=True):
@@ -95,9 +98,7 @@ class FlatView:
 
 def touched(snapshot: Tensor, reference: Tensor, segments: Sequence[RowSegment]) -> Tensor:
     """Return for each row of the segments, one after the other, 1.0 if it differs from `reference`, else 0.0."""
-    found = [
-        (snapshot[s.start : s.stop] != reference[s.start : s.stop]).view(s.rows, s.width).any(1) for s in segments
-    ]
+    found = [(snapshot[s.start : s.stop] != reference[s.start : s.stop]).view(s.rows, s.width).any(1) for s in segments]
     return torch.cat(found).to(snapshot.dtype)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info  # type: ignore[attr-defined]
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,9 +36,7 @@ class ShadowLauncher(_SubprocessScriptLauncher):
         super().__init__(environment, num_processes, num_nodes)
         self._training = training
 
-    def launch(
-        self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
-    ) -> Any:
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> Any:
         """Start the other ranks, then call `function`."""
         if self.cluster_environment.creates_processes_externally:
             return super().launch(function, *args, trainer=trainer, **kwargs)
@@ -67,8 +66,6 @@ def _watch(processes: list[subprocess.Popen[bytes]], training: Callable[[], bool
 
 def _one_thread_a_core(processes: int) -> None:
     """Share the cores out, unless OMP_NUM_THREADS says otherwise."""
-    import torch
-
     if "OMP_NUM_THREADS" not in os.environ and processes > 1:
         threads = max(1, (os.cpu_count() or 1) // processes)
         rank_zero_info(f"{threads} thread(s) for each of {processes} processes")

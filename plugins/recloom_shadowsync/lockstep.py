@@ -1,4 +1,4 @@
-"""Several replicas in one process, in lock step: the code of asynchronous rounds, in an order that the caller chooses."""
+"""Several replicas in one process, in lock step: asynchronous rounds, in an order that the caller chooses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class LockStep:
         return torch.stack(given).sum(0).div_(requests[0].givers)
 
     def _serve(self, replica: Replica, request: Exchange) -> Tensor:
-        return self.center if request.values is None else replica.algorithm.merge(self.center, request.values)
+        answer = self.center if request.values is None else replica.algorithm.merge(self.center, request.values)
+        return answer.clone()
 
 
 def _finish(running: Generator[Meet | Exchange, Any, Round], answer: Tensor) -> Round:

@@ -7,8 +7,10 @@ import os
 import socket
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from recloom.errors import RecloomError
 
@@ -20,19 +22,19 @@ class Gone(RecloomError):
     """Another rank is not there any more."""
 
 
-def make_store(rank: int, world_size: int, timeout: timedelta) -> dist.TCPStore:
-    """Return a key-value store that rank 0 holds; all ranks together, on the main thread, once the run's group is up."""
+def make_store(rank: int, world_size: int, timeout: timedelta) -> Any:
+    """Return a key-value store (a TCPStore) that rank 0 holds. All ranks together, once the run's group is up."""
     where: list[object] = [None]
     store = None
     if rank == 0:
         host = local_address()
-        store = dist.TCPStore(host, 0, world_size, True, timeout, wait_for_workers=False)
-        where = [(host, store.port)]
+        store = TCPStore(host, 0, world_size, True, timeout, wait_for_workers=False)
+        where = [(host, store.port)]  # type: ignore[has-type]
     if world_size > 1:
         dist.broadcast_object_list(where, 0)
     if store is None:
         host, port = where[0]  # type: ignore[misc]
-        store = dist.TCPStore(host, port, world_size, False, timeout, wait_for_workers=False)
+        store = TCPStore(host, port, world_size, False, timeout, wait_for_workers=False)
     return store
 
 
@@ -56,7 +58,7 @@ class Members:
         world_size: Number of ranks at the beginning.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
         self.store = store
         self.rank = rank
         self.world_size = world_size

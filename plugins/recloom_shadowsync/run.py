@@ -13,11 +13,13 @@ from torch import Tensor
 
 from recloom.errors import RecloomError
 from recloom.sync import SyncAlgorithm
+from recloom_shadowsync.background import Background
 from recloom_shadowsync.client import ServerProcess, ServerTransport
 from recloom_shadowsync.compression import Compression
+from recloom_shadowsync.foreground import Foreground
 from recloom_shadowsync.members import Members, local_address, make_store
 from recloom_shadowsync.replica import Replica, Rows, Write
-from recloom_shadowsync.session import Background, Foreground, OnPeerLoss, Session
+from recloom_shadowsync.session import OnPeerLoss, Session
 from recloom_shadowsync.stats import SyncStats
 from recloom_shadowsync.throttle import Throttle, threads
 from recloom_shadowsync.transport import GroupTransport, Transport
@@ -44,7 +46,11 @@ class Setting:
 
     def check(self) -> None:
         """Raise RecloomError about the first value that makes no sense."""
-        for name, value, least in (("every", self.every, 0), ("hogwild", self.hogwild, 1), ("num_servers", self.num_servers, 1)):
+        for name, value, least in (
+            ("every", self.every, 0),
+            ("hogwild", self.hogwild, 1),
+            ("num_servers", self.num_servers, 1),
+        ):
             if value < least:
                 raise RecloomError(f"strategy: {name} is {value}", f"It is at least {least}.")
         if not 0 < self.alpha <= 1:
@@ -98,7 +104,8 @@ class Run:
         self.setting.algorithm.load_state_dict(_from_first(restored["algorithm"] if restored else {}))
         self.replica.restore(self.replica.flat, reference)
         if restored:
-            self.replica.samples = restored["samples"]
+            self.replica.samples, self.replica.steps = restored["samples"], restored["steps"]
+            self._stats.begin(self.replica.steps)
 
     def _by_group(self) -> Transport:
         setting = self.setting
@@ -172,6 +179,7 @@ class Run:
             "algorithm": {name: value.clone() for name, value in self.setting.algorithm.state_dict().items()},
             "transport": {name: value.clone() for name, value in self.transport.state_dict().items()},
             "samples": self.replica.samples,
+            "steps": self.replica.steps,
         }
 
     def close(self, why: str | None) -> None:

@@ -35,7 +35,9 @@ class SyncServer:
         patience: Seconds after which a rank that says nothing counts as lost.
     """
 
-    def __init__(self, algorithm: SyncAlgorithm, host: str = "127.0.0.1", port: int = 0, patience: float = 60.0) -> None:
+    def __init__(
+        self, algorithm: SyncAlgorithm, host: str = "127.0.0.1", port: int = 0, patience: float = 60.0
+    ) -> None:
         self.algorithm = algorithm
         self.patience = patience
         self.center = torch.empty(0)
@@ -47,7 +49,9 @@ class SyncServer:
         try:
             self._socket = socket.create_server((host, port), backlog=512)
         except OSError as error:
-            raise RecloomError(f"cannot listen at {host}:{port}: {error.strerror}", "Choose another --listen.") from None
+            raise RecloomError(
+                f"cannot listen at {host}:{port}: {error.strerror}", "Choose another --listen."
+            ) from None
         self.address = f"{host}:{self._socket.getsockname()[1]}"
 
     def serve(self) -> None:

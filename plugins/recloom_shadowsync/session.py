@@ -1,20 +1,17 @@
-"""A fit's synchronisation on one rank: rounds on the main thread every k steps, or on a thread of their own."""
+"""A fit's synchronisation on one rank: its rounds, and what the main thread asks for."""
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import Any, Literal
 
-from recloom.errors import RecloomError
 from recloom_shadowsync.members import Gone
 from recloom_shadowsync.replica import Exchange, Meet, Replica, Round
 from recloom_shadowsync.stats import SyncStats
 from recloom_shadowsync.status import Status, Table
-from recloom_shadowsync.throttle import Throttle
 from recloom_shadowsync.transport import Transport
 
 OnPeerLoss = Literal["stop", "continue"]
@@ -113,7 +110,7 @@ class Session(ABC):
         return result
 
     def _closes(self, table: Table) -> bool:
-        """Return whether a meeting, or the run, has become complete: the same on all ranks, that see the same tables."""
+        """Return whether a meeting, or the run, has become complete; all ranks see the same tables."""
         level = max(row.met for row in table.rows)
         new = level > self._level and table.complete(level)
         self._level = level if new else self._level
@@ -137,159 +134,9 @@ class Session(ABC):
         if last or self.on_peer_loss == "stop":
             raise Gone(
                 f"{who}; training stops here too",
-                "Go on from the last checkpoint: --ckpt_path last. To go on without lost ranks: on_peer_loss: continue.",
+                "Go on from the last checkpoint: --ckpt_path last. To go on without lost ranks: on_peer_loss continue.",
             ) from error
         warnings.warn(f"rank {self.rank}: {who}; going on without", stacklevel=2)
         self.stats.rebuilt += 1
         self.transport.heal()
         self.replica.leads = self.transport.leads
-
-
-class Foreground(Session):
-    """Rounds on the main thread, every so many optimizer steps.
-
-    Args:
-        every: Optimizer steps between rounds.
-    """
-
-    every = 1
-
-    def start(self) -> None:
-        """Nothing runs by itself."""
-
-    def step(self) -> None:
-        """Do a round if it is due."""
-        if self.replica.steps % self.every == 0:
-            self.round()
-
-    def meet(self) -> bool:
-        """Do rounds until all have arrived."""
-        self._wanted, self._waiting = (self._wanted[0] + 1, 0), True
-        try:
-            while True:
-                meeting = self._told[0]
-                result = self.round()
-                if meeting == self._wanted[0] and result.table.complete(meeting):
-                    return result.table.together(meeting)
-                self._look()
-        finally:
-            self._waiting = False
-
-    def leave(self) -> None:
-        """Nothing is held up."""
-
-    def finish(self) -> None:
-        """Do rounds until all have finished."""
-        self._wanted = (self._wanted[0], 1)
-        while not self.round().table.finished:
-            self._look()
-        self.transport.farewell()
-        self.transport.close()
-
-    def _look(self) -> None:
-        self.check_signals()
-        if self.replica.algorithm.exchange == "server":
-            time.sleep(POLL)
-
-
-class Background(Session):
-    """Rounds on a thread of their own, while the main thread trains without waiting."""
-
-    throttle: Callable[[], Throttle]
-    """Makes the throttle, on the thread."""
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._error: BaseException | None = None
-        self._kick, self._met, self._resume = threading.Event(), threading.Event(), threading.Event()
-        self._together = False
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="shadow", daemon=True)
-        self._thread.start()
-
-    def step(self) -> None:
-        """Raise what the thread died of, if it did."""
-        if self._error is not None:
-            self._raise()
-
-    def meet(self) -> bool:
-        """Let the thread find out when all have arrived."""
-        self._met.clear()
-        self._resume.clear()
-        self._waiting = True
-        self._wanted = (self._wanted[0] + 1, 0)
-        self._kick.set()
-        self._await(self._met)
-        return self._together
-
-    def leave(self) -> None:
-        """Let the thread go on."""
-        self._waiting = False
-        self._resume.set()
-
-    def finish(self) -> None:
-        """Let the thread serve the others until all have finished."""
-        self._wanted = (self._wanted[0], 1)
-        self._kick.set()
-        self._await(self._finished)
-        self._thread.join()
-
-    def stop(self, why: str) -> None:
-        """Break the thread's connections, and wait for it to end."""
-        super().stop(why)
-        self._kick.set()
-        self._resume.set()
-        self._thread.join(5.0)
-
-    def _await(self, event: threading.Event) -> None:
-        while not event.wait(POLL):
-            self.check_signals()
-            if self._error is not None:
-                self._raise()
-
-    def _raise(self) -> None:
-        assert self._error is not None
-        if isinstance(self._error, RecloomError):
-            raise type(self._error)(self._error.message, self._error.hint) from self._error
-        raise RuntimeError(f"the thread that synchronises failed: {self._error!r}") from self._error
-
-    def _loop(self) -> None:
-        try:
-            throttle = self.throttle()
-            while not self._stopping:
-                throttle.begin()
-                told = self._told
-                table = self.round().table
-                self.stats.cpu = throttle.spent()
-                if table.finished:
-                    self.transport.farewell()
-                    self.transport.close()
-                    self._finished.set()
-                    return
-                if self._waiting and told[0] == self._wanted[0] and table.complete(told[0]) and not self._met.is_set():
-                    self._arrive(table.together(told[0]))
-                self._pause(throttle.pause())
-        except BaseException as error:  # whatever it is, the main thread raises it
-            if not self._stopping:
-                self._error = error
-                self.transport.leave(f"{type(error).__name__}: {error}".split("\n")[0])
-                self.transport.close()
-
-    def _arrive(self, together: bool) -> None:
-        self._together = together
-        self._met.set()
-        if together:
-            self._resume.wait()
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, unless the main thread or another rank's trouble wants a round at once."""
-        end = time.monotonic() + seconds
-        if self._waiting or self._wanted[1]:
-            seconds = min(seconds, POLL)
-            end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._stopping:
-            if self._kick.wait(min(left, 0.05)):
-                self._kick.clear()
-                return
-            if self.on_peer_loss == "continue" and self.transport.interrupted():
-                return

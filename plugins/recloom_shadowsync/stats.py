@@ -15,7 +15,7 @@ class SyncStats:
     """Counters of one rank in one fit.
 
     Args:
-        parallelism: Examples in flight at once divided by this rank's batch: the number of ranks, Hogwild ones included.
+        parallelism: Examples in flight at once by this rank's batch: the number of ranks, Hogwild ones included.
     """
 
     parallelism: int = 1
@@ -32,6 +32,10 @@ class SyncStats:
     _all_samples: int = 0
     _window: tuple[float, int, int] = (0.0, 0, 0)
     _start: float = field(default_factory=time.monotonic)
+
+    def begin(self, steps: int) -> None:
+        """Count from optimizer step `steps` on."""
+        self._last = steps
 
     def add(self, result: Round, steps: int, seconds: float) -> None:
         """Count a round that ended after `steps` optimizer steps and took `seconds`."""

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn  # type: ignore[attr-defined]
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 from recloom.checkpoint import RANDOM_STATE
-from recloom.strategy import RecloomStrategy
 from recloom.sync import SyncAlgorithm
 from recloom_shadowsync import checkpoints
-from recloom_shadowsync.algorithms import BMUF, EASGD, MA, DiLoCo
+from recloom_shadowsync.algorithms import MA
+from recloom_shadowsync.apart import ApartStrategy
 from recloom_shadowsync.callback import SyncCallback
 from recloom_shadowsync.compression import Compression
 from recloom_shadowsync.launcher import ShadowLauncher
@@ -32,7 +28,7 @@ from recloom_shadowsync.session import OnPeerLoss
 from recloom_shadowsync.weights import Tables, Weights
 
 
-class ShadowSyncStrategy(RecloomStrategy):
+class ShadowSyncStrategy(ApartStrategy):
     """Every rank trains a replica of its own; replicas are synchronised beside training, or every k steps.
 
     No collective runs on the main thread from the first batch to the last, unless tables are sharded. Ranks may have
@@ -47,10 +43,10 @@ class ShadowSyncStrategy(RecloomStrategy):
         alpha: How far a replica moves to what it is synchronised with: by default 0.5 in the background and with a
             server, 1 on the main thread.
         write: "delta": w + alpha (target - copy), which keeps what was learnt since the copy was taken. "lerp", the
-            paper's: (1 - alpha) w + alpha target.
-        tables: Tables that are not sharded. "synced": each rank's own, synchronised like all weights. "shared": one copy
-            in memory that the ranks of this machine share, updated by all without locks. "local": never synchronised.
-        rows: How rows of synced tables are averaged: "touched", over the replicas that changed a row; "mean", over all.
+            paper's: (1 - alpha) w + alpha target. By default delta in the background, lerp on the main thread.
+        tables: Tables that are not sharded. "synced": each rank's own, synchronised like all weights. "shared": one
+            copy in memory that the ranks of this machine share, updated without locks. "local": never synchronised.
+        rows: How rows of synced tables are averaged: "touched", over replicas that changed a row; "mean", over all.
         exclude: Parameters whose names contain one of these are not synchronised.
         compression: Of what is exchanged: none, bf16, or int8 with error feedback.
         hogwild: Ranks that share one replica's memory and train it without locks; they follow one another by number.
@@ -74,7 +70,7 @@ class ShadowSyncStrategy(RecloomStrategy):
         algorithm: SyncAlgorithm | None = None,
         every: int | None = None,
         alpha: float | None = None,
-        write: Write = "delta",
+        write: Write | None = None,
         tables: Tables = "synced",
         rows: Rows = "touched",
         exclude: list[str] | None = None,
@@ -95,6 +91,7 @@ class ShadowSyncStrategy(RecloomStrategy):
         every = self.default_every if every is None else every
         if alpha is None:
             alpha = 1.0 if every and algorithm.exchange == "mean" else 0.5
+        write = write or ("lerp" if every else "delta")
         self.setting = Setting(
             algorithm, every, alpha, write, rows, compression, hogwild, cpu_budget, min_interval, on_peer_loss,
             round_timeout, servers or [], num_servers,
@@ -105,8 +102,6 @@ class ShadowSyncStrategy(RecloomStrategy):
         self.evaluate: Literal["together", "alone"] = evaluate
         self._run: Run | None = None
         self._weights: Weights | None = None
-        self._apart = False
-        self._training = False
         self._restored: dict[str, Any] | None = None
         self._token = ""
         self._figures: dict[str, float] = {}
@@ -126,9 +121,7 @@ class ShadowSyncStrategy(RecloomStrategy):
         """Instead of wrapping the module, make its synchronised weights one vector, the same on all ranks."""
         assert self.lightning_module is not None
         self._weights = Weights(self.lightning_module, self.tables, self.exclude, self.setting.hogwild)
-        for metric in self.lightning_module.modules():
-            if isinstance(metric, Metric):
-                metric.distributed_available_fn = lambda: not self._apart and dist.is_initialized()
+        self.keep_metrics_apart(self.lightning_module)
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Prepare the weights and the optimizers."""
@@ -161,9 +154,7 @@ class ShadowSyncStrategy(RecloomStrategy):
         if self._run is not None:
             self._run.count(batch)
 
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Step; then synchronise if that is due on the main thread, or raise what went wrong in the background."""
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         if self._run is not None and self._training:
@@ -179,7 +170,7 @@ class ShadowSyncStrategy(RecloomStrategy):
             together = self._run.session.meet()
             if not together:
                 rank_zero_warn("some ranks have finished: the others evaluate alone, on their share of the rows")
-            self._apart = not (together or self._weights is not None and self._weights.sharded)
+            self._apart = not (together or (self._weights is not None and self._weights.sharded))
         self._run.replica.park()
         if not self._apart:
             self._same_buffers()
@@ -239,44 +230,8 @@ class ShadowSyncStrategy(RecloomStrategy):
         return {} if self._run is None else self._run.figures()
 
     def stats(self) -> dict[str, float]:
-        """Return this rank's figures of the fit: rounds, sync gap, staleness, bytes, parallelism; of the last, once over."""
+        """Return this rank's figures of the fit: rounds, sync gap, staleness, bytes, parallelism."""
         return self._figures or ({} if self._run is None else self._run.stats())
-
-    # Ranks that go their own ways: what Lightning and callbacks would do together, each does alone
-
-    @property
-    def world_size(self) -> int:
-        """1 while training: Lightning broadcasts on every batch among more, past any strategy."""
-        return 1 if self._training else super().world_size
-
-    @world_size.setter
-    def world_size(self, value: int) -> None:
-        raise AttributeError("the number of ranks is the environment's")
-
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for the other ranks, outside of training."""
-        if not self._apart:
-            super().barrier(*args, **kwargs)
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """Return rank `src`'s object; in training this rank's own."""
-        return obj if self._apart else super().broadcast(obj, src)
-
-    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: Any = "mean") -> Tensor:
-        """Reduce over ranks, outside of training."""
-        return tensor if self._apart else super().reduce(tensor, group, reduce_op)
-
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        """Gather over ranks; in training this rank's tensor is all there is."""
-        return tensor[None] if self._apart else super().all_gather(tensor, group, sync_grads)
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Decide together, outside of training."""
-        return decision if self._apart else super().reduce_boolean_decision(decision, all)
-
-    def block_backward_sync(self) -> AbstractContextManager[None]:
-        """Return a context in which gradients are not synchronised: they never are."""
-        return nullcontext()
 
     # Checkpoints
 
@@ -337,53 +292,3 @@ class ShadowSyncStrategy(RecloomStrategy):
         super().load_optimizer_state_dict(checkpoint)
         if self._weights is not None:
             self._weights.share_states(self.optimizers)
-
-
-class ShadowMA(ShadowSyncStrategy):
-    """ShadowMA: model averaging in the background."""
-
-
-class ShadowBMUF(ShadowSyncStrategy):
-    """ShadowBMUF: blockwise model-update filtering in the background."""
-
-    default_algorithm = BMUF
-
-
-class ShadowEASGD(ShadowSyncStrategy):
-    """ShadowEASGD: elastic averaging with sync servers, in the background."""
-
-    default_algorithm = EASGD
-
-
-class FixedRateMA(ShadowSyncStrategy):
-    """Model averaging every 5 steps while training waits: ShadowMA's counterpart."""
-
-    default_every = 5
-
-
-class FixedRateBMUF(ShadowSyncStrategy):
-    """Blockwise model-update filtering every 5 steps while training waits: ShadowBMUF's counterpart."""
-
-    default_algorithm = BMUF
-    default_every = 5
-
-
-class FixedRateEASGD(ShadowSyncStrategy):
-    """Elastic averaging with sync servers every 5 steps while training waits: ShadowEASGD's counterpart."""
-
-    default_algorithm = EASGD
-    default_every = 5
-
-
-class LocalSGD(ShadowSyncStrategy):
-    """Local SGD: replicas are replaced by their mean every 8 steps."""
-
-    default_every = 8
-
-
-class DiLoCoStrategy(ShadowSyncStrategy):
-    """DiLoCo: an outer optimizer steps along the mean progress of 100 local steps, and replicas begin anew from it."""
-
-    default_algorithm = DiLoCo
-    default_every = 100
-

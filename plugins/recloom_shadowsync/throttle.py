@@ -1,4 +1,4 @@
-"""How often the background thread may work: its share of a CPU is bounded, so that it costs training next to nothing."""
+"""How often the background thread may work: its share of a CPU is bounded, so that training hardly feels it."""
 
 from __future__ import annotations
 

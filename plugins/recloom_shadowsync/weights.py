@@ -33,7 +33,8 @@ class Weights:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if self.world % hogwild:
             raise RecloomError(
-                f"{self.world} ranks cannot share replicas by {hogwild}", "Choose a `hogwild` that divides their number."
+                f"{self.world} ranks cannot share replicas by {hogwild}",
+                "Choose a `hogwild` that divides their number.",
             )
         self.group = list(range(self.rank - self.rank % hogwild, self.rank - self.rank % hogwild + hogwild))
         replicated, sharded = partition(module)
@@ -54,15 +55,20 @@ class Weights:
         self._machine = SharedMemory(range(self.world)) if tables == "shared" and rows else None
         for parameter in rows.values() if self._machine else ():
             self._share(parameter)
-        for tensor in [self.view.flat, *(p.detach() for p in replicated.values() if not any(p is c for c in chosen.values()))]:
+        for tensor in [
+            self.view.flat,
+            *(p.detach() for p in replicated.values() if not any(p is c for c in chosen.values())),
+        ]:
             dist.broadcast(tensor, 0)
-        for child in module.modules():  # a sharded collection's: each rank's batch is a step of its own, as with servers
+        for (
+            child
+        ) in module.modules():  # a sharded collection's: each rank's batch is a step of its own, as with servers
             if self.sharded and hasattr(child, "row_gradient_factor"):
-                child.row_gradient_factor = 1.0
+                setattr(child, "row_gradient_factor", 1.0)  # noqa: B010 (mypy: modules hold tensors and modules)
 
     def _allocate(self, length: int, like: Tensor) -> Tensor:
         if self._memory is None:
-            return torch.empty(length, dtype=like.dtype, device=like.device)
+            return torch.zeros(length, dtype=like.dtype, device=like.device)
         if like.device.type != "cpu":
             raise RecloomError("hogwild shares memory of CPUs", "Use accelerator: cpu, or hogwild: 1.")
         return self._memory.tensor(length, like.dtype)
@@ -115,7 +121,8 @@ class Weights:
         """Put a replica from a checkpoint in place."""
         if saved["replica"].shape != self.view.flat.shape:
             raise RecloomError(
-                f"the checkpoint's replica has {len(saved['replica']):,} weights, and {len(self.view.flat):,} are synced",
+                f"the checkpoint's replica has {len(saved['replica']):,} weights,"
+                f" and {len(self.view.flat):,} are synced here",
                 "Resume with the run's own config: `tables` and `exclude` decide what is synchronised.",
             )
         self.view.flat.copy_(saved["replica"])
@@ -123,7 +130,9 @@ class Weights:
     def drop_shared(self, checkpoint: dict[str, Any]) -> None:
         """Leave the states of shared tables out of a rank's part of a checkpoint: rank 0's file has them."""
         for place, index in self._places(checkpoint):
-            place["state"] = {key: value for key, value in place["state"].items() if key != index}  # not the optimizer's
+            place["state"] = {
+                key: value for key, value in place["state"].items() if key != index
+            }  # not the optimizer's
 
     def take_shared(self, own: dict[str, Any], loaded: dict[str, Any]) -> None:
         """Take the states of shared tables from rank 0's file."""

@@ -62,7 +62,7 @@ def _exactly(sock: socket.socket, length: int) -> bytearray:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """Return a contiguous CPU tensor's bytes, without a copy."""
-    return memoryview(tensor.contiguous().view(torch.uint8).view(-1).numpy())
+    return memoryview(tensor.contiguous().view(torch.uint8).view(-1).numpy())  # type: ignore[arg-type]
 
 
 def as_tensor(data: bytearray, dtype: torch.dtype) -> Tensor:

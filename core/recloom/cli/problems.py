@@ -68,7 +68,16 @@ def user_error(error: BaseException) -> RecloomError | None:
         if isinstance(found, RecloomError):
             return found
         found = found.__cause__ or found.__context__
-    return None
+    return _told_by_union(str(error))
+
+
+def _told_by_union(message: str) -> RecloomError | None:
+    """Return what a constructor raised where several types were allowed: jsonargparse keeps only its words."""
+    if not message.startswith("Does not validate against any of the Union subtypes"):
+        return None
+    said = message.partition("Errors:")[2].partition("Given value type:")[0].rpartition("\n  - ")[2]
+    cause, _, hint = said.strip().partition("\n")
+    return RecloomError(cause, hint.strip())
 
 
 def _is_frame(line: str) -> bool:
