@@ -91,7 +91,8 @@ class Background(Session):
         except BaseException as error:  # whatever it is, the main thread raises it
             if not self._stopping:
                 self._error = error
-                self.transport.leave(f"{type(error).__name__}: {error}".split("\n")[0])
+                if not self.broken:
+                    self.transport.leave(f"{type(error).__name__}: {error}".split("\n")[0])
                 self.transport.close()
 
     def _arrive(self, together: bool) -> None:

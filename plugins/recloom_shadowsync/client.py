@@ -79,15 +79,11 @@ class ServerTransport(Transport):
         """Tell the first server; it knows what the others said last."""
         numbers = self._ask(0, Op.MEET, wire.as_bytes(status.encode()), torch.int64)
         lost = int(numbers[0])
-        if lost > self._lost and self._ever_full(numbers):
+        self._full = self._full or not lost  # before all have come once, those that are missing are not lost
+        if self._full and lost > self._lost:
             self._lost = lost
             raise Gone(f"{lost} rank{'s' * (lost > 1)} died, or said nothing for long")
         return Table.decode(numbers[1:].view(-1, FIELDS), self._lost)
-
-    def _ever_full(self, numbers: Tensor) -> bool:
-        """Whether all ranks have come: before that, those that are missing are not lost."""
-        self._full = self._full or int(numbers[0]) == 0
-        return self._full
 
     def exchange(self, request: Exchange) -> Tensor:
         """Push to every server, then take every answer."""
@@ -189,13 +185,8 @@ class ServerProcess:
             self.addresses.append(address)
 
     def close(self) -> None:
-        """End them."""
+        """Let them end, which they do when no rank is connected to them any more."""
         for process in self._processes:
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 pipe.close()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

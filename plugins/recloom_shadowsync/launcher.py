@@ -47,6 +47,15 @@ class ShadowLauncher(_SubprocessScriptLauncher):
         _one_thread_a_core(self.num_processes)
         return function(*args, **kwargs)
 
+    def reap(self, seconds: float = 2.0) -> None:
+        """Wait for the ranks that this process started, and kill those that do not end: one may hang."""
+        end = time.monotonic() + seconds
+        for process in self.procs:
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
 
 def _watch(processes: list[subprocess.Popen[bytes]], training: Callable[[], bool]) -> None:
     since = 0.0

@@ -25,16 +25,16 @@ class Gone(RecloomError):
 def make_store(rank: int, world_size: int, timeout: timedelta) -> Any:
     """Return a key-value store (a TCPStore) that rank 0 holds. All ranks together, once the run's group is up."""
     where: list[object] = [None]
-    store = None
+    store: Any = None
     if rank == 0:
         host = local_address()
         store = TCPStore(host, 0, world_size, True, timeout, wait_for_workers=False)
-        where = [(host, store.port)]  # type: ignore[has-type]
+        where = [(host, store.port)]
     if world_size > 1:
         dist.broadcast_object_list(where, 0)
     if store is None:
-        host, port = where[0]  # type: ignore[misc]
-        store = TCPStore(host, port, world_size, False, timeout, wait_for_workers=False)
+        address: Any = where[0]
+        store = TCPStore(address[0], address[1], world_size, False, timeout, wait_for_workers=False)
     return store
 
 

@@ -42,6 +42,7 @@ class SyncServer:
         self.patience = patience
         self.center = torch.empty(0)
         self.merges = 0
+        self.clients = 0
         self._run = b""
         self._ranks = 0
         self._states: dict[int, tuple[float, list[int]]] = {}
@@ -70,6 +71,8 @@ class SyncServer:
 
     def _attend(self, connection: socket.socket) -> None:
         rank, left = -1, False
+        with self._lock:
+            self.clients += 1
         try:
             op, rank, data = wire.receive(connection, wire.GREETING.size)
             if op is not Op.HELLO or len(data) != wire.GREETING.size:
@@ -83,8 +86,9 @@ class SyncServer:
             return  # the others learn of it: this rank's state is dropped below
         finally:
             connection.close()
-            if not left and rank >= 0 and self._run:
-                with self._lock:
+            with self._lock:
+                self.clients -= 1
+                if not left:
                     self._states.pop(rank, None)
 
     def _greet(self, connection: socket.socket, client: _Client, ranks: int) -> None:
@@ -184,6 +188,9 @@ def _child() -> None:
     threading.Thread(target=server.serve, daemon=True).start()
     print(server.address, flush=True)
     sys.stdin.buffer.read()  # returns when the parent closes the pipe, however it ends
+    end = time.monotonic() + patience
+    while server.clients and time.monotonic() < end:  # other ranks may still be reading what all agreed on
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

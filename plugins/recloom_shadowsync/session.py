@@ -79,7 +79,8 @@ class Session(ABC):
     def stop(self, why: str) -> None:
         """End before the end, because of `why`, without waiting for others."""
         self._stopping = True
-        self.transport.leave(why)
+        if not self.broken:
+            self.transport.leave(why)
         self.transport.close()
 
     def round(self) -> Round:
@@ -116,6 +117,9 @@ class Session(ABC):
         self._level = level if new else self._level
         return new or table.finished
 
+    broken = False
+    """Whether the ranks cannot reach one another any more: then there is nobody to tell."""
+
     _waiting = False
     """Whether the main thread waits in `meet`."""
 
@@ -130,6 +134,7 @@ class Session(ABC):
             return stop.value
 
     def _heal(self, error: Gone, last: bool) -> None:
+        self.broken = True
         who = self.transport.missing()
         if last or self.on_peer_loss == "stop":
             raise Gone(
@@ -140,3 +145,4 @@ class Session(ABC):
         self.stats.rebuilt += 1
         self.transport.heal()
         self.replica.leads = self.transport.leads
+        self.broken = False

@@ -199,7 +199,7 @@ class ShadowSyncStrategy(ApartStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """End the synchronisation, and let the others know why."""
         super().on_exception(exception)
-        self._stop(f"{type(exception).__name__}: {exception}".split("\n")[0])
+        self._stop(f"{type(exception).__name__}: {exception}".split("\n")[0].removesuffix(": "))
 
     def teardown(self) -> None:
         """End what still runs."""
@@ -211,6 +211,8 @@ class ShadowSyncStrategy(ApartStrategy):
             self._figures = self._figures or self._run.stats()
             self._run.close(why if self._training else None)
             self._run = None
+            if self._training and isinstance(self._launcher, ShadowLauncher):
+                self._launcher.reap()
 
     def _check_signals(self) -> None:
         assert self.lightning_module is not None

@@ -1,0 +1,1 @@
+"""What `recloom bench shadowsync` and the experiment measure with."""
