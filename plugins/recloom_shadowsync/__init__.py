@@ -32,4 +32,5 @@ def register(catalog: Catalog) -> None:
     ):
         for alias in (name, path):
             catalog.strategies.add(alias, f"recloom_shadowsync.named:{path}", summary=summary)
+    catalog.benchmarks.add("shadowsync-soak", "recloom_shadowsync.soak:main", summary="random ends, kills and hangs")
     catalog.commands.add("sync-server", "recloom_shadowsync.server:main", summary="hold the centre of EASGD replicas")

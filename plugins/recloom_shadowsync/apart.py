@@ -1,8 +1,8 @@
 """A strategy whose ranks go their own ways in training: what others do together, each does alone.
 
-Lightning broadcasts a SIGTERM flag on every batch, on the run's group and past the strategy, where `world_size` is
-above 1; `sync_dist`, checkpoints, early stopping and metrics gather or wait. Between ranks that are not in step, all of these
-would bring them back into step, or hang.
+Where `world_size` is above 1, Lightning broadcasts a SIGTERM flag on every batch, on the run's group and past the
+strategy; `sync_dist`, checkpoints, early stopping and metrics gather or wait. Between ranks that are not in step, all
+of these would bring them back into step, or hang.
 """
 
 from __future__ import annotations

@@ -98,8 +98,10 @@ class Background(Session):
     def _arrive(self, together: bool) -> None:
         self._together = together
         self._met.set()
-        if together:
-            self._resume.wait()
+        by_server = self.replica.algorithm.exchange == "server"
+        while together and not self._resume.wait(1.0):
+            if by_server:  # which would take a long silence for a death
+                self.round()
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless the main thread or another rank's trouble wants a round at once."""

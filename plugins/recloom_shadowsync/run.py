@@ -123,7 +123,8 @@ class Run:
         if not addresses:
             if self.rank == 0:
                 host = local_address()
-                self._servers = ServerProcess(setting.algorithm, setting.num_servers, host, setting.round_timeout)
+                patience = 1e9 if setting.every else setting.round_timeout  # a long validation is a long silence, too
+                self._servers = ServerProcess(setting.algorithm, setting.num_servers, host, patience)
                 addresses = self._servers.addresses
             addresses = _from_first(addresses)
         session_id = bytes.fromhex(_from_first(secrets.token_hex(16)))  # not the token: a resumed run begins anew there

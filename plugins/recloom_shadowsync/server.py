@@ -188,7 +188,7 @@ def _child() -> None:
     threading.Thread(target=server.serve, daemon=True).start()
     print(server.address, flush=True)
     sys.stdin.buffer.read()  # returns when the parent closes the pipe, however it ends
-    end = time.monotonic() + patience
+    end = time.monotonic() + min(patience, 60.0)
     while server.clients and time.monotonic() < end:  # other ranks may still be reading what all agreed on
         time.sleep(0.02)
 
