@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from datetime import timedelta
@@ -262,11 +264,12 @@ def test_sharded_tables_stay_sharded_and_the_dense_part_is_synchronised(tmp_path
     assert stored["state_dict"]["sparse_arch.weight"].shape == (370, 8)
 
 
-def _hogwild(rank, folder):
+def _hogwild(rank, folder, server):
     for kind in (strategies.ShadowMA, strategies.ShadowEASGD):
         torch.manual_seed(0)
         model = Linear(delay=0.002)
-        strategy = kind(hogwild=2, cpu_budget=1.0, compression="bf16")
+        servers = [server] if kind is strategies.ShadowEASGD else None
+        strategy = kind(hogwild=2, cpu_budget=1.0, compression="bf16", servers=servers)
         trainer(strategy, folder).fit(model, DataLoader(Rows(15 + 5 * rank, rank), batch_size=None))
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
         everyone = [torch.empty_like(weights) for _ in range(4)]
@@ -278,8 +281,24 @@ def _hogwild(rank, folder):
         assert (sent > 0) == (rank % 2 == 0)  # one of the two that share a replica speaks for it
 
 
-def test_hogwild_ranks_share_a_replica(tmp_path):
-    run_ranks(_hogwild, 4, str(tmp_path), group=False)
+def test_hogwild_ranks_share_a_replica_and_a_server_of_ones_own_serves_them(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "recloom.cli.main",
+        "sync-server",
+        "--listen",
+        "127.0.0.1:0",
+        "--algorithm",
+        "EASGD",
+    ]
+    server = subprocess.Popen([*command, "--options", '{"alpha": 0.4}'], stdout=subprocess.PIPE, text=True)
+    try:
+        address = server.stdout.readline().split()[-1]
+        run_ranks(_hogwild, 4, str(tmp_path), address, group=False)
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def _compressed(rank, folder):
