@@ -45,7 +45,9 @@ def test_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         arguments += ["--data.num_train=4096", "--data.num_val=1024", "--data.num_workers=0", "--data.batch_size=128"]
     if config.get("trainer", {}).get("devices", 1) not in (1, "auto"):
         arguments += ["--trainer.devices=1", "--trainer.strategy=auto"]
-    if data == "ParquetClicks":
+    if data == "PowerLawEvents":
+        arguments += ["--data.events=4096", "--data.sources=500", "--data.destinations=100", "--data.window=256"]
+    if data in ("ParquetClicks", "EventStreams"):
         arguments += ["--data.path=missing"]
         assert main(["fit", "--config", str(path), *arguments]) == 2
         return

@@ -29,6 +29,8 @@ def register(catalog: Catalog) -> None:
     data = catalog.datamodules
     data.add("SyntheticClicks", "recloom.data.synthetic:SyntheticClicks", summary="clicks of known probability")
     data.add("SyntheticBehaviour", "recloom.data.behaviour:SyntheticBehaviour", summary="histories, times that matter")
+    data.add("EventStreams", "recloom.data.streams.module:EventStreams", summary="event streams, in windows")
+    data.add("PowerLawEvents", "recloom.data.streams.module:PowerLawEvents", summary="a generated event stream")
     data.add("ParquetClicks", "recloom.data.parquet:ParquetClicks", summary="shards written by recloom prepare")
     for name, path, summary in (
         ("criteo", "criteo:Criteo", "Criteo Kaggle: 13 counts, 26 categories, TAB"),
@@ -39,6 +41,9 @@ def register(catalog: Catalog) -> None:
         ("taobao", "taobao:Taobao", "Taobao UserBehavior: events to histories"),
         ("movielens", "movielens:MovieLens", "MovieLens ratings: events to histories"),
         ("events", "events:Events", "any event log (user, item, time): events to histories"),
+        ("jodie", "jodie:Jodie", "JODIE's csv (Wikipedia, Reddit, ...): an event stream"),
+        ("graph", "graph:Graph", "any log of source, destination, time: an event stream"),
+        ("movielens_graph", "graph:MovieLensGraph", "MovieLens ratings: an event stream"),
     ):
         catalog.formats.add(name, f"recloom.data.formats.{path}", summary=summary)
     embeddings = catalog.embeddings

@@ -114,7 +114,8 @@ def _print(report: PrepareReport, output: Path) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for split, rows in report.rows.items():
-        table.add_row(split, f"{rows:,}", f"{report.label_mean(split):.4f}")
+        mean = report.label_mean(split)
+        table.add_row(split, f"{rows:,}", "none" if mean is None else f"{mean:.4f}")
     console = Console()
     console.print(f"{output}, split {report.split}:", highlight=False, markup=False)
     console.print(table)

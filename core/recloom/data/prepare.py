@@ -26,6 +26,7 @@ from recloom.data.pipeline import Piece, Progress, RawLog
 from recloom.data.prepare_report import PrepareReport
 from recloom.data.shards import ShardWriter
 from recloom.data.splits import SPLITS, Assigner, TimeCounts, Totals, parse_split
+from recloom.data.streams.format import StreamFormat
 from recloom.data.vocabulary import CategoryCounts, Vocabulary
 from recloom.errors import DataError
 from recloom.features import FeatureSchema
@@ -85,9 +86,10 @@ def prepare(
         DataError: The log is not of that format, has too many bad rows, or cannot be split as asked; the directory
             holds something else; the disk is full. Nothing that a reader would take is left then.
     """
-    from recloom.data.events.run import EventRun  # which is made of what is here
+    from recloom.data.events.run import EventRun  # which are made of what is here
+    from recloom.data.streams.run import StreamRun
 
-    kind = EventRun if isinstance(raw, EventFormat) else Run
+    kind = EventRun if isinstance(raw, EventFormat) else StreamRun if isinstance(raw, StreamFormat) else Run
     return kind(raw, [Path(path) for path in inputs], Path(output), options or PrepareOptions(), progress).run()
 
 
@@ -128,12 +130,8 @@ class Run:
             if not path.is_file():
                 raise DataError(f"{path}: there is no such file", "Give the raw log's files with --input.")
             self.raw.sniff(path)
-        source = {"files": [{"name": path.name, "bytes": path.stat().st_size} for path in self.inputs]}
         try:
-            sizes: dict[str, Any] = {"row_group_rows": self.row_group_rows, "rows_per_shard": 15 * self.row_group_rows}
-            facts: dict[str, Any] = {"format": self.raw.name, "source": source, "overwrite": self.options.overwrite}
-            with ShardWriter(self.output, None, **facts, **sizes) as writer:
-                self._write(writer)
+            self._run()
         except OSError as error:
             what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot write: {error}"
             hint = "Nothing half-written remains; free some space or choose another directory."
@@ -141,6 +139,16 @@ class Run:
         self.report.seconds = time.perf_counter() - start
         self.report.peak_memory = peak_memory()
         return self.report
+
+    def _source(self) -> dict[str, Any]:
+        return {"files": [{"name": path.name, "bytes": path.stat().st_size} for path in self.inputs]}
+
+    def _run(self) -> None:
+        """Write the data set."""
+        sizes: dict[str, Any] = {"row_group_rows": self.row_group_rows, "rows_per_shard": 15 * self.row_group_rows}
+        facts: dict[str, Any] = {"format": self.raw.name, "source": self._source()}
+        with ShardWriter(self.output, None, **facts, overwrite=self.options.overwrite, **sizes) as writer:
+            self._write(writer)
 
     def _write(self, writer: ShardWriter) -> None:
         encoder, assign, files = self._prepared()

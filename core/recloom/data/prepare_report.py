@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from recloom.data.formats.base import SHOWN, BadRow, RawBlock
 from recloom.errors import DataError
@@ -55,12 +57,21 @@ class PrepareReport:
         """Count the rows of `part`, written to `split`."""
         labels = part[schema.labels[0]].to_numpy().astype(np.float64)
         weights = part[schema.weight].to_numpy().astype(np.float64) if schema.weight else np.ones(len(labels))
+        self.count_labels(split, labels, weights)
+
+    def count_labels(self, split: str, labels: NDArray[Any], weights: NDArray[np.float64]) -> None:
+        """Count rows of `split` with these labels and weights."""
         self.rows[split] = self.rows.get(split, 0) + len(labels)
         sums = self._sums.setdefault(split, [0.0, 0.0])
         sums[0] += float(weights.sum())
         sums[1] += float((labels * weights).sum())
 
-    def label_mean(self, split: str = "") -> float:
-        """Return the mean of the (first) label of a split, or of all rows, weighted where rows have weights."""
+    def label_mean(self, split: str = "") -> float | None:
+        """Return the mean of the (first) label of a split, or of all rows, weighted where rows have weights.
+
+        None: the rows have no labels.
+        """
+        if not self._sums:
+            return None
         chosen = [self._sums[split]] if split else list(self._sums.values())
         return sum(sums[1] for sums in chosen) / max(sum(sums[0] for sums in chosen), 1e-300)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # What a run may leave in its directory; a new run removes these and nothing else.
 _FILES = ("*.json.part", "*/part-*.parquet", "*/part-*.parquet.part", "vocabulary/*", "spill/events-*")
-_OWN = (MANIFEST, SCHEMA, *_FILES, UNFINISHED)
+_COLUMNS = ("source", "destination", "time", "label", "features")  # of an event stream, see recloom.data.streams
+_STREAM = (*(f"{name}.bin{end}" for name in _COLUMNS for end in ("", ".part", ".again.part")), "nodes/*.parquet")
+_OWN = (MANIFEST, SCHEMA, *_FILES, *_STREAM, UNFINISHED)
 
 
 class ShardWriter:
@@ -68,7 +70,7 @@ class ShardWriter:
         self._row_group_rows = row_group_rows
         self._groups_per_shard = max(rows_per_shard // row_group_rows, 1)
         self._splits: dict[str, SplitWriter] = {}
-        self._lock = _claim(self.directory, overwrite)
+        self._lock = claim(self.directory, overwrite)
 
     def add(self, split: str, table: pa.Table) -> None:
         """Append the rows of `table` to `split` ("train", "val" or "test")."""
@@ -105,7 +107,7 @@ class ShardWriter:
             return
         for writer in self._splits.values():
             writer.discard()
-        _clear(self.directory)
+        clear(self.directory)
         self._lock.close()
         if not any(self.directory.iterdir()):
             self.directory.rmdir()
@@ -129,7 +131,7 @@ class ShardWriter:
         )
 
 
-def _claim(directory: Path, overwrite: bool) -> IO[str]:
+def claim(directory: Path, overwrite: bool) -> IO[str]:
     """Make `directory` an empty one of ours; return the locked marker file of an unfinished run."""
     if directory.exists() and not directory.is_dir():
         raise DataError(f"{directory}: this is a file", "Give a directory.")
@@ -145,11 +147,11 @@ def _claim(directory: Path, overwrite: bool) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise DataError(f"{directory}: another process is writing here", "Wait for it, or choose another.") from error
-    _clear(directory, keep=UNFINISHED)
+    clear(directory, keep=UNFINISHED)
     return lock
 
 
-def _clear(directory: Path, keep: str = "") -> None:
+def clear(directory: Path, keep: str = "") -> None:
     """Remove a run's own files, the manifest first, so that no reader takes the rest for a data set."""
     for pattern in _OWN:
         for path in sorted(directory.glob(pattern)):

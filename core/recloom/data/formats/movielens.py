@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 from recloom.data.events.format import EventFormat
 from recloom.data.formats.base import Column
+from recloom.data.formats.text import TextFormat
 from recloom.errors import DataError
 
 _NAMES = {"user_id": "user", "userId": "user", "item_id": "item", "movieId": "item"}
 
 
-class MovieLens(EventFormat):
-    """Ratings: u.data (TAB, no header), ratings.dat (user::item::rating::time), ratings.csv, or RecBole's .inter.
+class RatingsLayout(TextFormat):
+    """Layouts of ratings: u.data (TAB, no header), ratings.dat (user::item::rating::time), ratings.csv, RecBole's.
 
-    The rating is what the user did: part of a history's steps, not of a candidate.
+    Beside another TextFormat, which says in `event_columns` what the columns become.
     """
 
-    name: str = "movielens"
-    behaviour: str = "rating"
+    @abstractmethod
+    def event_columns(self) -> list[Column]:
+        """Return the columns of an event with their roles."""
 
     def sniff(self, path: Path) -> None:
         """Find out which of the layouts it is."""
@@ -48,3 +51,17 @@ class MovieLens(EventFormat):
     def header(self, first: list[str]) -> list[str] | None:
         """Return the columns' names if the first line is a header."""
         return self._header(first) or None
+
+
+class MovieLens(RatingsLayout, EventFormat):
+    """Ratings: u.data (TAB, no header), ratings.dat (user::item::rating::time), ratings.csv, or RecBole's .inter.
+
+    The rating is what the user did: part of a history's steps, not of a candidate.
+    """
+
+    name: str = "movielens"
+    behaviour: str = "rating"
+
+    def event_columns(self) -> list[Column]:
+        """Return the columns of an event with their roles."""
+        return EventFormat.event_columns(self)

@@ -1,0 +1,96 @@
+"""What an event makes of its ends' states: the update cells, chosen by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from recloom.errors import unknown
+
+CellName = Literal["rnn", "gru", "identity"]
+
+
+class UpdateCell(nn.Module, ABC):
+    """The new state of one end of an event, from its own state, the other end's, and what comes from outside.
+
+    Args:
+        width: d, the width of a state.
+        inputs: Width of the event's message.
+
+    Attributes:
+        gates: The message is brought to gates x d values before the recurrence.
+    """
+
+    gates: int = 1
+
+    def __init__(self, width: int, inputs: int) -> None:
+        super().__init__()
+        self.width = width
+        self.message = nn.ModuleList([nn.Linear(inputs, self.gates * width) for _ in range(2)])  # source, destination
+
+    def brought(self, messages: tuple[Tensor, Tensor]) -> Tensor:
+        """Return E x 2 x gates d: the messages of sources and destinations as the recurrence takes them."""
+        return torch.stack([layer(message) for layer, message in zip(self.message, messages, strict=True)], dim=1)
+
+    @abstractmethod
+    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
+        """Return n x d new states of one side (0: sources), from n x d states and n x gates d inputs."""
+
+
+class RNNUpdate(UpdateCell):
+    """h' = tanh(x + A h + B g), as in JODIE (Kumar et al. 2019, equation 1)."""
+
+    def __init__(self, width: int, inputs: int) -> None:
+        super().__init__(width, inputs)
+        self.own, self.other = _weights(self.gates * width, width), _weights(self.gates * width, width)
+
+    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
+        """See the base class."""
+        return torch.tanh(inputs + own @ self.own[side].t() + other @ self.other[side].t())
+
+
+class GRUUpdate(UpdateCell):
+    """A GRU whose hidden state is the end's own and whose input is the other end's and the message, as in TGN."""
+
+    gates = 3
+
+    def __init__(self, width: int, inputs: int) -> None:
+        super().__init__(width, inputs)
+        self.own, self.other = _weights(self.gates * width, width), _weights(self.gates * width, width)
+        self.bias = nn.Parameter(torch.zeros(2, width))
+
+    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
+        """See the base class."""
+        hidden = own @ self.own[side].t()
+        first, second, third = (inputs + other @ self.other[side].t()).chunk(3, dim=1)
+        a, b, c = hidden.chunk(3, dim=1)
+        reset, keep = torch.sigmoid(first + a), torch.sigmoid(second + b)
+        new = torch.tanh(third + reset * (c + self.bias[side]))
+        return (1 - keep) * new + keep * own
+
+
+class IdentityUpdate(UpdateCell):
+    """Nothing changes: what a model without recurrence can do."""
+
+    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
+        """See the base class."""
+        return own
+
+
+def _weights(rows: int, columns: int) -> nn.Parameter:
+    bound = 1 / math.sqrt(columns)
+    return nn.Parameter(torch.empty(2, rows, columns).uniform_(-bound, bound))
+
+
+CELLS: dict[str, type[UpdateCell]] = {"rnn": RNNUpdate, "gru": GRUUpdate, "identity": IdentityUpdate}
+
+
+def make_cell(name: str, width: int, inputs: int) -> UpdateCell:
+    """Return the cell called `name`."""
+    if name not in CELLS:
+        raise unknown("update cell", name, CELLS)
+    return CELLS[name](width, inputs)

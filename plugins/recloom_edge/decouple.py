@@ -1,0 +1,99 @@
+"""Decoupled nodes: free embeddings, constant in each segment of time, in the place of states that others would read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from recloom.data.streams.stream import EventStream
+from recloom.errors import RecloomError
+from recloom_edge.kernels import Plan
+from recloom_edge.partition import Partition, choose, partition
+
+Detach = Literal["none", "states", "parameters"]
+
+
+class Decoupled(nn.Module):
+    """The free embeddings P[k, w] of the decoupled nodes w in the segments k of the training events.
+
+    Args:
+        num_nodes: Number of nodes.
+        width: Width of a state.
+        segments: K, the number of segments.
+        method: "activity" or "greedy".
+        share: Share of the nodes with training events that are decoupled.
+        budget: If it is not 0: as few as bring the longest path of the training events to this length.
+    """
+
+    def __init__(self, num_nodes: int, width: int, segments: int, method: str, share: float, budget: int) -> None:
+        super().__init__()
+        if segments < 1 or not 0 <= share <= 1 or budget < 0:
+            raise RecloomError(f"{segments} segments, a share of {share}, a budget of {budget}", "See --help.")
+        self.width, self.segments, self.method, self.share, self.budget = width, segments, method, share, budget
+        self.cut: Tensor
+        self.index: Tensor
+        self.register_buffer("cut", torch.zeros(num_nodes, dtype=torch.bool))
+        self.register_buffer("index", torch.full((num_nodes,), -1, dtype=torch.int64))
+        self.embeddings: nn.Parameter | None = None
+        self.events = 0
+        self.found: Partition | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether any node is decoupled."""
+        return self.embeddings is not None
+
+    def choose(self, training: EventStream) -> None:
+        """Choose the nodes from the training events; the second time it does nothing."""
+        if self.events:
+            return
+        self.events = max(len(training), 1)
+        if not self.share and not self.budget:
+            return
+        cut = choose(training, self.method, self.share, self.budget)
+        count = int(cut.sum())
+        if count:
+            self.cut.copy_(cut)
+            self.index[cut] = torch.arange(count)
+            self.embeddings = nn.Parameter(torch.randn(self.segments, count, self.width) * 0.1)
+            self.found = partition(training, cut)
+
+    def segment(self, position: int) -> int:
+        """Return the segment of a position among the training events."""
+        return min(position * self.segments // max(self.events, 1), self.segments - 1)
+
+    def fill(self, start: Tensor, nodes: Tensor, segment: int) -> Tensor:
+        """Return `start`, the states of `nodes`, with the free embeddings in the rows of decoupled ones."""
+        if self.embeddings is None:
+            return start
+        index = self.index[nodes]
+        rows = (index >= 0).nonzero().squeeze(1)
+        return start.index_copy(0, rows, self.embeddings[segment].index_select(0, index[rows]))
+
+    def matching(self, states: Tensor, plan: Plan, ends: Tensor, segment: int, detach: Detach) -> Tensor:
+        """Return Σ |emb(w, t_e) - P[k, w]|² over the decoupled ends w of the events, over twice their number.
+
+        Args:
+            states: Rows of the window, see `recurrence.roll`.
+            plan: The window's plan.
+            ends: E x 2 nodes.
+            segment: k.
+            detach: Which of the two gets no gradient.
+        """
+        if self.embeddings is None:
+            return states.new_zeros(())
+        index = self.index[ends.flatten()]
+        rows = (index >= 0).nonzero().squeeze(1)
+        made = states.index_select(0, rows)
+        wanted = self.embeddings[segment].index_select(0, index[rows])
+        made = made.detach() if detach == "states" else made
+        wanted = wanted.detach() if detach == "parameters" else wanted
+        return (made - wanted).square().sum() / (2 * len(ends))
+
+    def smoothness(self) -> Tensor:
+        """Return the mean of |P[k + 1, w] - P[k, w]|²."""
+        if self.embeddings is None or self.segments < 2:
+            return torch.zeros((), device=self.cut.device)
+        return (self.embeddings[1:] - self.embeddings[:-1]).square().sum(-1).mean()

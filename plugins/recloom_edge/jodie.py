@@ -1,0 +1,190 @@
+"""JODIE (Kumar et al. 2019, arXiv 1908.01207): two RNNs, a projection in time, the next item's embedding predicted."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recloom.data.streams.module import EventWindow
+from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
+from recloom.errors import RecloomError
+from recloom.optim import OptimizerConfig
+from recloom_edge.base import StreamModel
+from recloom_edge.cells import RNNUpdate
+from recloom_edge.kernels import Plan
+from recloom_edge.memory import Memory, Past
+from recloom_edge.recurrence import by_level
+from recloom_edge.scoring import VersionScores
+
+
+class NormalisedRNN(RNNUpdate):
+    """JODIE's cell: the RNN's state, brought to length 1."""
+
+    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
+        """See the base class."""
+        return F.normalize(super().step(side, own, other, inputs))
+
+
+class JODIE(StreamModel):
+    """The model of srijankr/jodie, trained as there: t-batch by t-batch, one optimizer step a window.
+
+    For each event the user's state, projected to its time, the previous item's state, and both static embeddings give a
+    prediction of the next item's state and static embedding. The loss is the squared error of that, and of the new
+    states to the old ones. Items are ranked by their distance to the prediction. One-hot static embeddings are looked
+    up in tables instead of multiplied with matrices, which is the same. Only for bipartite streams.
+
+    Args:
+        schema: The stream's schema, filled in from the data module.
+        optimizer: Optimizers and learning rates.
+        dim: Width of a state.
+        static_dim: Width of random unit vectors in the place of one-hot static embeddings; 0: one-hot, which takes the
+            square of the number of items.
+        schedule: "tbatch" (events whose ends all differ, together) or "event" (one after the other).
+        mean: Loss of a t-batch: "batch", its mean, as the authors' code does, which gives a small t-batch the weight of
+            a large one; or "event", the mean over the window's events.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None = None,
+        optimizer: OptimizerConfig | None = None,
+        dim: int = 128,
+        static_dim: int = 0,
+        schedule: Literal["tbatch", "event"] = "tbatch",
+        mean: Literal["batch", "event"] = "batch",
+    ) -> None:
+        super().__init__(schema, optimizer)
+        if not self.offset:
+            raise RecloomError("JODIE has users and items, and this stream has one kind of node", "Use EDGE or TGN.")
+        if schedule not in ("tbatch", "event") or mean not in ("batch", "event"):
+            raise RecloomError(f"schedule {schedule!r}, mean {mean!r}", "See --help.")
+        self.save_hyperparameters()
+        self.dim, self.schedule, self.mean = dim, schedule, mean
+        self.static_dim = static_dim or self.num_destinations
+        codes = torch.randn(self.num_destinations, static_dim)
+        self.codes: Tensor | None
+        self.register_buffer("codes", F.normalize(codes) if static_dim else None)
+        self.initial = nn.Parameter(F.normalize(torch.rand(2, dim)))
+        self.cell = NormalisedRNN(dim, 1 + self.num_features)
+        self.memory = Memory(self.num_nodes, self.offset, dim, 1)
+        self.project = nn.Linear(1, dim)
+        nn.init.normal_(self.project.weight)
+        width = self.static_dim + dim
+        self.predict = nn.Linear(2 * dim, width)
+        tables = (("user", self.num_sources), ("item", self.num_destinations))
+        self.static = FusedEmbeddingBag([EmbeddingBagConfig(name, width, size, (name,)) for name, size in tables])
+
+    def reset(self) -> None:
+        """Forget all events."""
+        self.memory.clear()
+
+    def snapshot(self) -> Any:
+        """Return a copy of the memory."""
+        return self.memory.snapshot()
+
+    def restore(self, snapshot: Any) -> None:
+        """Remember what `snapshot` returned."""
+        self.memory.restore(snapshot)
+
+    def _begin_window(self, window: EventWindow, given: Tensor | None) -> tuple[Tensor, Plan, Past, Tensor]:
+        """Return the states at the start, the plan, what was known, and the inputs of the update; go past it."""
+        plan = self.memory.plan(window, None, given)
+        nodes = plan.nodes.to(self.device).long()
+        met = self.memory.time[nodes] >= 0
+        start = torch.where(met[:, None], self.memory.states[nodes], self.initial[(nodes >= self.offset).long()])
+        past = self.memory.pass_by(window)
+        features = [] if window.features is None else [window.features]
+        messages = [torch.cat([self._gap(past, side), *features], dim=1) for side in (0, 1)]
+        return start, plan, past, self.cell.brought((messages[0], messages[1]))
+
+    def _gap(self, past: Past, side: int) -> Tensor:
+        """Return E x 1: the logarithm of the seconds since the last event, about 0 to 1.5; 0 where there was none."""
+        seconds = past.gaps[:, side].clamp(min=0).double() / self.ticks
+        return (torch.log1p(seconds) / 10).float()[:, None]
+
+    def _predicted(self, user: Tensor, item: Tensor, gap: Tensor, source: Tensor, before: Tensor) -> Tensor:
+        """Return n x (d + static) predictions, from the states of the users and of their last items."""
+        projected = user * (1 + self.project(gap))
+        known = (before >= 0)[:, None]
+        found = self.predict(torch.cat([projected, item * known], dim=1)) + self.static.lookup("user", source.long())
+        return found + self.static.lookup("item", before.clamp(min=0).long()) * known
+
+    def _wanted(self, item: Tensor, destination: Tensor) -> Tensor:
+        """Return n x (d + static): the items' states and static embeddings."""
+        if self.codes is not None:
+            static = self.codes[destination.long()]
+        else:
+            static = F.one_hot(destination.long(), self.num_destinations).to(item.dtype)
+        return torch.cat([item, static], dim=1)
+
+    def train_window(self, window: EventWindow) -> Tensor:
+        """Return the loss of a window, t-batch by t-batch, and go past it."""
+        # the last item of a source need not have an event in the window: it gets a row all the same
+        items = self.memory.recent[window.source.long(), 0]
+        given = (items[items >= 0].unique() + self.offset).int().cpu()
+        start, plan, past, inputs = self._begin_window(window, given)
+        place, order = plan.place.to(self.device).long(), plan.order.to(self.device).long()
+        row_of = torch.zeros(self.num_nodes, dtype=torch.int64, device=self.device)
+        row_of[plan.nodes.to(self.device).long()] = torch.arange(len(plan.nodes), device=self.device)
+        before = past.recent[:, 0]
+        last_row = row_of[before.clamp(min=0).long() + self.offset]
+        bounds = plan.bounds.tolist()
+        if self.schedule == "event":
+            bounds, order = list(range(len(window) + 1)), torch.arange(len(window), device=self.device)
+        gap = self._gap(past, 0)
+        states, losses = start, []
+        for begin, end in itertools.pairwise(bounds):
+            events = order[begin:end]
+            users, items_ = place[events, 0], place[events, 1]
+            user, item = states[users], states[items_]
+            said = self._predicted(user, states[last_row[events]], gap[events], window.source[events], before[events])
+            wanted = self._wanted(item, window.destination[events]).detach()
+            new = [self.cell.step(0, user, item, inputs[events, 0]), self.cell.step(1, item, user, inputs[events, 1])]
+            loss = F.mse_loss(said, wanted) + F.mse_loss(new[0], user.detach()) + F.mse_loss(new[1], item.detach())
+            losses.append(loss if self.mean == "batch" else loss * (len(events) / len(window)))
+            states = states.index_copy(0, torch.cat([users, items_]), torch.cat(new))
+        self.memory.states[plan.nodes.to(self.device).long()] = states.detach()
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def score(self, window: EventWindow) -> Tensor:
+        """Return minus the squared distance of each item to the prediction, but for what is the same for all items."""
+        count = self.num_destinations
+        items = torch.arange(count, device=self.device)
+        states, plan, past = self._roll(window, (items + self.offset).int().cpu())
+        user = states[plan.seen[:, 0].to(self.device).long()]
+        # the source's last item, as it is at the event: a version of a candidate, taken by the same rule
+        changes = torch.cat([states[2 * len(window) : 2 * len(window) + count], states[1 : 2 * len(window) : 2]])
+        changed = window.destination[:, None].int()
+        newest = self._versions(window, past.recent[:, 0])
+        said = self._predicted(user, changes[newest], self._gap(past, 0), window.source, past.recent[:, 0])
+        dynamic, static = said[:, : self.dim], said[:, self.dim :]
+        base = 2 * static if self.codes is None else 2 * static @ self.codes.t()
+        query = torch.cat([2 * dynamic, -dynamic.new_ones(len(window), 1)], dim=1)
+        versions = torch.cat([changes, changes.square().sum(1, keepdim=True)], dim=1)
+        return VersionScores.apply(base, query @ versions.t(), changed)  # type: ignore[no-untyped-call]
+
+    def _versions(self, window: EventWindow, wanted: Tensor) -> Tensor:
+        """Return the newest version before each event of one wanted item each; versions as in VersionScores."""
+        events = len(window)
+        position = torch.arange(events, device=self.device)
+        keys = (window.destination.long() * events + position).sort().values  # by item, then by time
+        place = torch.searchsorted(keys, wanted.long() * events + position) - 1
+        key = keys[place.clamp(min=0)]
+        changed = (place >= 0) & (key // events == wanted)
+        return torch.where(changed, self.num_destinations + key % events, wanted.clamp(min=0).long())
+
+    def _roll(self, window: EventWindow, given: Tensor | None) -> tuple[Tensor, Plan, Past]:
+        start, plan, past, inputs = self._begin_window(window, given)
+        states = by_level(self.cell, start, inputs, plan)
+        self.memory.states[plan.nodes.to(self.device).long()] = states[plan.last.to(self.device).long()].detach()
+        return states, plan, past
+
+    @torch.no_grad()
+    def observe(self, window: EventWindow) -> None:
+        """Go past a window without scores."""
+        self._roll(window, None)

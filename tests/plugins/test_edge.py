@@ -1,0 +1,336 @@
+"""The partitioner and the recurrence against brute force; no model sees an event before its time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from recloom.data.streams.folder import load_stream
+from recloom.data.streams.module import window_of, windows
+from recloom.data.streams.powerlaw import PowerLawStream
+from recloom.data.streams.stream import EventStream
+from recloom.testing import check_plugin, run_cli
+from recloom_edge import kernels, partition, plain
+from recloom_edge.cells import make_cell
+from recloom_edge.evaluate import Evaluation, ranks
+from recloom_edge.jodie import JODIE
+from recloom_edge.kernels import Plan
+from recloom_edge.model import EDGE
+from recloom_edge.recurrence import roll
+from recloom_edge.scoring import VersionScores, time_features
+
+SHARED = [parent / "shared/data/jodie_wikipedia" for parent in Path(__file__).parents]
+WIKI = next((path for path in SHARED if path.exists()), Path("missing")) / "wikipedia_u_i_ts_label.csv"
+
+
+def small(events: int = 600, seed: int = 0, **options) -> EventStream:
+    return PowerLawStream(events=events, sources=40, destinations=25, seed=seed, **options).build()
+
+
+def one_kind(events: int = 300) -> EventStream:
+    source = torch.randint(0, 30, (events,), dtype=torch.int32)
+    destination = (source + torch.randint(1, 30, (events,), dtype=torch.int32)) % 30
+    return EventStream(source, destination, torch.arange(events) * 100, 30, 30, bipartite=False, bounds=(200, 250))
+
+
+def brute_levels(stream: EventStream, cut: set[int], window: int = 0) -> list[int]:
+    """The level as a recursion on the definition."""
+    newest: dict[int, int] = {}
+    found, floor = [], 0
+    for event, (u, v) in enumerate(zip(stream.source.tolist(), stream.destination.tolist(), strict=True)):
+        if window and event % window == 0:
+            floor = max(found, default=0)
+            newest = {}
+        ends = {u, v + stream.node_offset} - cut
+        found.append(1 + max([floor, *(newest.get(node, 0) for node in ends)]))
+        newest.update(dict.fromkeys(ends, found[-1]))
+    return found
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("stream", [small(), one_kind()], ids=["bipartite", "one kind"])
+@pytest.mark.parametrize("window", [0, 70])
+def test_levels(native: bool, stream: EventStream, window: int, monkeypatch) -> None:
+    if not native:
+        monkeypatch.setattr(kernels, "library", lambda name: None)
+    for count in (0, 3):
+        mask = partition.by_activity(stream, count)
+        cut = set(mask.nonzero().squeeze(1).tolist())
+        wanted = brute_levels(stream, cut, window)
+        assert partition.event_levels(stream, mask, window).tolist() == wanted
+        sweep = partition.LevelSweep(stream.num_nodes, stream.node_offset, mask, window)
+        for start in range(0, len(stream), 33):
+            sweep.add(stream.source[start : start + 33], stream.destination[start : start + 33])
+        assert sweep.steps == max(wanted), "pieces add up to the whole"
+        longest, carried = kernels.critical_path(stream.source, stream.destination, stream.node_offset, ~mask)
+        assert longest == max(brute_levels(stream, cut))
+        assert int(carried.sum()) == longest - 1
+        assert not bool(carried[mask].any())
+
+
+def test_partition_counts_what_is_cut_and_keeps_to_budgets() -> None:
+    stream = small()
+    mask = partition.by_activity(stream, 2)
+    links = {n: int(c) - 1 for n, c in enumerate(partition.activity(stream)) if c}
+    found = partition.partition(stream, mask)
+    assert found.dependencies == sum(links.values())
+    assert found.cut == sum(links[int(node)] for node in mask.nonzero())
+    assert found.parallelism == pytest.approx(len(stream) / found.steps)
+    for method in partition.METHODS:
+        chosen = partition.choose(stream, method, 0.0, budget=20)
+        assert partition.partition(stream, chosen).steps <= 20
+        assert 0 < int(chosen.sum()) < stream.num_nodes
+    fewer = partition.choose(stream, "activity", 0.0, budget=20)
+    fewer[fewer.nonzero()[partition.activity(stream)[fewer].argmin()]] = False
+    assert partition.partition(stream, fewer).steps > 20, "no smaller number of the most active nodes would do"
+    few = partition.greedy(stream, 5)
+    assert int(few.sum()) == 5
+    assert partition.partition(stream, few).steps < partition.partition(stream).steps / 2
+
+
+@pytest.mark.skipif(not WIKI.exists(), reason="the Wikipedia stream is not here")
+def test_steps_of_wikipedia(tmp_path: Path) -> None:
+    assert run_cli(["prepare", "jodie", "--input", str(WIKI), "--output", str(tmp_path / "wiki")]).code == 0
+    stream = load_stream(tmp_path / "wiki")
+    assert len(stream) == 157_474
+    plain_steps = partition.partition(stream).steps
+    assert plain_steps == 4369
+    assert plain_steps >= 4 * partition.partition(stream, partition.choose(stream, "greedy", 0.01)).steps
+    assert plain_steps >= 10 * partition.partition(stream, partition.choose(stream, "greedy", 0.05)).steps
+
+
+def test_steps_of_a_power_law() -> None:
+    stream = PowerLawStream(repeat=0, follow=0).build()
+    steps = [partition.partition(stream, partition.choose(stream, "activity", share)).steps for share in (0, 0.01)]
+    assert steps[0] == 95_283, "the fact sheet's stream"
+    assert steps[0] >= 400 * steps[1]
+
+
+def make_plan(stream: EventStream, cut: torch.Tensor | None, given: torch.Tensor | None = None) -> Plan:
+    slot = torch.full((stream.num_nodes,), -1, dtype=torch.int32)
+    plan = kernels.plan(stream.source, stream.destination, stream.node_offset, cut, slot, given)
+    assert bool((slot == -1).all())
+    other = Plan(*plain.plan(stream.source, stream.destination, stream.node_offset, cut, given))
+    for name in Plan.__dataclass_fields__:
+        assert torch.equal(getattr(plan, name), getattr(other, name)), name
+    return plan
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru", "identity"])
+@pytest.mark.parametrize("decoupled", [0, 4])
+@pytest.mark.parametrize("stream", [small(200), one_kind(200)], ids=["bipartite", "one kind"])
+def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventStream) -> None:
+    torch.manual_seed(0)
+    cut = partition.by_activity(stream, decoupled) if decoupled else None
+    given = torch.tensor([3, 1, 3], dtype=torch.int32)
+    plan = make_plan(stream, cut, given)
+    cell = make_cell(name, 16, 5)
+    start = torch.randn(len(plan.nodes), 16, requires_grad=True)
+    messages = (torch.randn(len(stream), 5), torch.randn(len(stream), 5))
+    inputs = cell.brought(messages)
+    # the definition: read, update both ends, in order
+    free = set() if cut is None else set(cut.nonzero().squeeze(1).tolist())
+    states = {int(node): start[row] for row, node in enumerate(plan.nodes)}
+    begun, made = dict(states), []
+    for event, (u, v) in enumerate(zip(stream.source.tolist(), stream.destination.tolist(), strict=True)):
+        ends = (u, v + stream.node_offset)
+        read = [(begun if node in free else states)[node][None] for node in ends]
+        new = [cell.step(s, read[s], read[1 - s], inputs[event, s][None])[0] for s in (0, 1)]
+        states.update(zip(ends, new, strict=True))
+        made += new
+    wanted = torch.stack(made)
+    weight = torch.randn_like(wanted)
+    parameters = [start, *(p for p in cell.parameters() if name != "identity")]
+    gradients = torch.autograd.grad((wanted * weight).sum(), parameters, retain_graph=True)
+    for compiled in (True, False):
+        found = roll(cell, start, inputs, plan, compiled)
+        assert torch.allclose(found[: len(wanted)], wanted, atol=1e-5)
+        last = torch.stack([states[int(node)] for node in plan.nodes])
+        assert torch.allclose(found[plan.last.long()], last, atol=1e-5), "the newest state of every node"
+        again = torch.autograd.grad((found[: len(wanted)] * weight).sum(), parameters, retain_graph=True)
+        for mine, theirs in zip(again, gradients, strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-4 * max(1.0, float(theirs.abs().max())))
+
+
+def test_candidates_are_scored_by_their_newest_version(monkeypatch) -> None:
+    torch.manual_seed(0)
+    for changes in (1, 2):
+        changed = torch.randint(-1, 6, (30, changes), dtype=torch.int32)
+        base = torch.randn(30, 6, requires_grad=True)
+        scores = torch.randn(30, 6 + 30 * changes, requires_grad=True)
+        newest, wanted = list(range(6)), []
+        for event in range(30):
+            wanted.append(torch.stack([base[event, j] + scores[event, newest[j]] for j in range(6)]))
+            for c, place in enumerate(changed[event].tolist()):
+                if place >= 0:
+                    newest[place] = 6 + event * changes + c
+        weight = torch.randn(30, 6)
+        gradients = torch.autograd.grad((torch.stack(wanted) * weight).sum(), [base, scores])
+        for native in (True, False):
+            with monkeypatch.context() as patch:
+                if not native:
+                    patch.setattr("recloom_edge.scoring.library", lambda name: None)
+                found = VersionScores.apply(base, scores, changed)
+                again = torch.autograd.grad((found * weight).sum(), [base, scores])
+            assert torch.allclose(found, torch.stack(wanted))
+            assert all(torch.allclose(a, b) for a, b in zip(again, gradients, strict=True))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_history(native: bool, monkeypatch) -> None:
+    if not native:
+        monkeypatch.setattr(kernels, "library", lambda name: None)
+    stream = small(300)
+    time = torch.full((stream.num_nodes,), -1)
+    recent, when = torch.full((40, 3), -1, dtype=torch.int32), torch.full((40, 3), -1)
+    lists = [torch.full((size,), -1, dtype=torch.int32) for size in (40, 300, 300)] + [
+        torch.zeros(1, dtype=torch.int64)
+    ]
+    last: dict[int, int] = {}
+    lines: dict[int, list[tuple[int, int]]] = {}
+    for start in range(0, 300, 77):
+        part = window_of(stream, start, min(start + 77, 300))
+        gaps, found, ages = kernels.history(part.source, part.destination, part.time, 40, time, recent, when)
+        asked = torch.stack([part.destination, (part.destination + 1) % 25], dim=1)
+        places, length = kernels.recent_places(part.source, part.destination, asked, *lists)
+        for i, (u, v, now) in enumerate(
+            zip(part.source.tolist(), part.destination.tolist(), part.time.tolist(), strict=True)
+        ):
+            assert gaps[i].tolist() == [now - last[node] if node in last else -1 for node in (u, v + 40)]
+            line = lines.setdefault(u, [])
+            newest = line[:3] + [(-1, 0)] * (3 - len(line[:3]))
+            assert found[i].tolist() == [item for item, _ in newest]
+            assert ages[i].tolist() == [now - moment if item >= 0 else -1 for item, moment in newest]
+            items = [item for item, _ in line]
+            assert places[i].tolist() == [items.index(x) if x in items else -1 for x in asked[i].tolist()]
+            assert length[i] == len(items)
+            lines[u] = [(v, now), *(pair for pair in line if pair[0] != v)]
+            last[u] = last[v + 40] = now
+
+
+def test_times_are_exact_where_float32_is_not() -> None:
+    gap = torch.tensor([2_000_000_001 - 2_000_000_000, -1])
+    found = time_features(gap, 1)
+    assert found[0, 0] == pytest.approx(0.0693147, rel=1e-5)
+    assert found[1].tolist() == [0.0] * 7
+
+
+def build(kind: str, stream: EventStream) -> nn.Module:
+    torch.manual_seed(0)
+    schema = stream.schema().to_dict()
+    training = stream.slice(*stream.span("train"))
+    if kind == "JODIE":
+        model = JODIE(schema, dim=16)
+    else:
+        model = EDGE(schema, dim=16, static_dim=8, recent=3, share=0.1, segments=2, update=kind)
+    model.prepare(training)
+    with torch.no_grad():  # static embeddings that tell destinations apart, as after training
+        model.static.weight.normal_()
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "identity", "JODIE"])
+@pytest.mark.parametrize("unipartite", [False, True])
+def test_the_future_does_not_reach_the_past(kind: str, unipartite: bool) -> None:
+    if kind == "JODIE" and unipartite:
+        return
+    stream = one_kind(300) if unipartite else small(300)
+    model = build(kind, stream)
+    start, stop = stream.span("val")[0], len(stream)
+    middle = (start + stop) // 2
+
+    def scores(of: EventStream, size: int) -> torch.Tensor:
+        model.replay([of.slice(0, start)])
+        return torch.cat([model.score(window) for window in windows(of, size, start, stop)])
+
+    honest = scores(stream, 1000)
+    assert torch.allclose(scores(stream, 7), honest, atol=1e-4), "the size of windows does not matter"
+    # every event from `middle` on gets another destination, the one at `middle` too: what is said of it must stay
+    other = stream.destination.clone()
+    other[middle:] = (other[middle:] + torch.randint(1, 20, (stop - middle,), dtype=torch.int32)) % 25
+    other[middle:] = (
+        torch.where(other[middle:] == stream.source[middle:], 26, other[middle:]) if unipartite else other[middle:]
+    )
+    changed = EventStream(
+        stream.source, other, stream.time, stream.num_sources, stream.num_destinations, stream.bipartite
+    )
+    found = scores(changed, 1000)
+    assert torch.equal(found[: middle - start + 1], honest[: middle - start + 1])
+    assert not torch.allclose(found[middle - start + 1 :], honest[middle - start + 1 :]), "and the past is used"
+
+
+def test_the_evaluator_gives_nothing_away() -> None:
+    stream = small(2000)
+    training = stream.slice(*stream.span("train"))
+    evaluation = Evaluation(stream, training, "test")
+    for window in windows(stream, 64, *stream.span("test")):
+        evaluation.add(window, torch.zeros(len(window), stream.num_destinations))
+    found = evaluation.compute()
+    assert found["mrr"] == pytest.approx(1 / 13), "25 that are alike: all have rank 13"
+    assert found["recall"] == 0
+    for kind in ("", "historical_", "inductive_"):
+        assert found[f"{kind}ap"] == pytest.approx(0.5)
+        assert found[f"{kind}auc"] == pytest.approx(0.5)
+    evaluation = Evaluation(stream, training, "test")
+    negatives = evaluation._negatives(stream.source.long().numpy(), stream.destination.long().numpy())
+    for kind, values in negatives.items():
+        assert not bool((values == stream.destination).any()), f"{kind} negatives are never the destination"
+        assert bool(((values >= 0) & (values < 25)).all())
+    pairs = set(zip(training.source.tolist(), training.destination.tolist(), strict=True))
+    met = [(u, v) in pairs for u, v in zip(stream.source.tolist(), negatives["historical"].tolist(), strict=True)]
+    assert sum(met) / len(met) > 0.9
+    # an oracle is found out to be one
+    evaluation = Evaluation(stream, training, "test")
+    for window in windows(stream, 64, *stream.span("test")):
+        evaluation.add(window, nn.functional.one_hot(window.destination.long(), 25).float())
+    found = evaluation.compute()
+    assert (found["mrr"], found["recall"], found["ap"], found["auc"]) == (1, 1, 1, 1)
+
+
+def test_ranks_and_trivial_baselines_by_hand() -> None:
+    scores = torch.tensor([[3.0, 1.0, 1.0, 0.0], [float("nan"), 1.0, 0.0, 0.0]])
+    assert ranks(scores, torch.tensor([2, 0])).tolist() == [2.5, 4.0]
+    source = torch.tensor([0, 0, 1, 0, 0], dtype=torch.int32)
+    destination = torch.tensor([1, 2, 2, 1, 3], dtype=torch.int32)
+    stream = EventStream(source, destination, torch.arange(5), 2, 4, bounds=(3, 3))
+    evaluation = Evaluation(stream, stream.slice(0, 3), "test")
+    evaluation.add(window_of(stream, 3, 5), torch.zeros(2, 4))
+    part = evaluation.parts[0]
+    assert part["recent_rank"].tolist() == [2, 3.5], "1 was met before 2; 3 was never met, nor was 0"
+    assert part["popularity_rank"].tolist() == [2, 3.5], "counts at the window's start: 0, 1, 2, 0"
+    assert part["new"].tolist() == [False, True]
+
+
+def test_matching_loss_is_its_formula() -> None:
+    stream = small(400)
+    model = build("rnn", stream).train()
+    model.dropout.p = 0.0
+    window = window_of(stream, 150, 250)
+    losses = {}
+    for weight in (0.0, 3.0):
+        model.replay([stream.slice(0, 150)])
+        model.weights["matching"] = weight
+        losses[weight] = model.train_window(window)
+    model.replay([stream.slice(0, 150)])
+    with torch.no_grad():
+        states, _, _ = model.roll(window, cut=True)
+    free, k = model.decoupled, model.decoupled.segment(150)
+    assert k == 1
+    total = 0.0
+    for event, (u, v) in enumerate(zip(window.source.tolist(), window.destination.tolist(), strict=True)):
+        for side, node in enumerate((u, v + 40)):
+            if free.cut[node]:
+                total += float(
+                    (states[2 * event + side] - free.embeddings[k, free.index[node]]).detach().square().sum()
+                )
+    assert total > 0
+    assert float(losses[3.0] - losses[0.0]) == pytest.approx(3 * total / 200, rel=1e-3)
+
+
+def test_plugin() -> None:
+    check_plugin(
+        "edge", {"EDGE": {"schema": small(50).schema().to_dict()}, "JODIE": {"schema": small(50).schema().to_dict()}}
+    )
