@@ -1,4 +1,4 @@
-"""EDGE (Chen et al. 2021, arXiv 2112.07768): dynamic graphs, learned in parallel; JODIE and TGN beside it."""
+"""EDGE (Chen et al. 2021, arXiv 2112.07768): dynamic graphs, learned in parallel; JODIE beside it."""
 
 from __future__ import annotations
 

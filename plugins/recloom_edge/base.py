@@ -120,7 +120,7 @@ class StreamModel(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Keep the random state, and hyper-parameters as primitives."""
-        checkpoint.add_extras(checkpoint_)
+        checkpoint.add_extras(checkpoint_, self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Remember the random state, for when training goes on."""
