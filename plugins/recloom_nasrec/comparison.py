@@ -109,8 +109,8 @@ def compare(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
 
     "models": validation, test and oracle NE, MACs and training seconds of the found model, the baselines and random
     search's best. "ahead": how much higher the others' test NE is, with the ends of a paired bootstrap interval.
-    "scratch": the NE of random candidates; "ranked": what each supernet gives them, by strategy. "seconds" of the
-    parts.
+    "scratch": the NE of random candidates; "ranked": what each supernet gives them, by strategy. "spent": the
+    seconds and training samples of the parts of both searches.
     """
     found = setting.search(
         seed,
@@ -136,8 +136,8 @@ def compare(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
         "ahead": {name: [d.mean, d.low, d.high] for name, d in ahead.items()},
         "scratch": [o.metrics["ne"] for o in random.study.observations()],
         "ranked": {strategy: _ranked(setting, strategy, random, folder) for strategy in STRATEGIES},
-        "seconds": {
-            name: {phase: entry["seconds"] for phase, entry in run.journal.times().items()}
+        "spent": {
+            name: {phase: (entry["seconds"], int(entry["samples"])) for phase, entry in run.journal.times().items()}
             for name, run in (("evolution", found), ("random", random))
         },
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCOPE: dict[Budget, str] = {
     "small": "300,000 generated clicks a seed, three epochs; models of up to 4 blocks in the small space, a supernet "
-    "of 3,000 steps, 200 candidates ranked by it and 5 trained, against 16 random ones trained. It shows whether the "
+    "of 4,000 steps, 120 candidates ranked by it and 8 trained, against 16 random ones trained. It shows whether the "
     "search finds models for planted interactions. It cannot show what real click logs hold.",
     "full": "4 million generated clicks a seed; the full space of 7 blocks at its published widths, a supernet of "
     "20,000 steps, 2,048 candidates ranked and 15 trained, as published: days on two cores.",
@@ -70,7 +70,8 @@ def _small() -> Setting:
         "cross": 0.5,
         "signal": 1.8,
     }
-    return Setting("small", 4, (32, 64, 128, 256), (8, 16, 32), (300_000, 60_000, 100_000), world)
+    widths, rows = (32, 64, 128, 256), (300_000, 60_000, 100_000)
+    return Setting("small", 4, widths, (8, 16, 32), rows, world, steps=4000, trials=120, retrain=8)
 
 
 def _full() -> Setting:
@@ -150,11 +151,12 @@ def _tell(report: Report, lab: Lab, runs: Runs, gaps: Mapping[str, Difference]) 
         for name in names
     }
     report.plot("ranking", plots.scatter(series, ["NE by the supernet"] * len(names), "NE from scratch"))
-    report.section("Where time went")
+    report.section("What the searches took")
     spent = [
-        (seed, search, phase, f"{seconds:.0f}")
+        (seed, search, phase, f"{seconds:.0f}", f"{samples:,}")
         for seed, run in zip(lab.seeds, runs, strict=True)
-        for search, phases in run["seconds"].items()
-        for phase, seconds in phases.items()
+        for search, phases in run["spent"].items()
+        for phase, (seconds, samples) in phases.items()
     ]
-    report.table(("seed", "search", "part", "seconds"), spent)
+    told = "Samples: those that whole networks were trained on, once for each pass. Ranking trains last layers alone."
+    report.table(("seed", "search", "part", "seconds", "samples"), spent, told)
