@@ -41,7 +41,7 @@ def test_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert main(["search", "--config", str(path), *small_search(config)]) == 0
         return
     arguments = list(SMALL)
-    if data in ("SyntheticClicks", "SyntheticBehaviour", "SyntheticConversions"):
+    if data in ("SyntheticClicks", "SyntheticBehaviour", "SyntheticConversions", "RetrievalClicks"):
         arguments += ["--data.num_train=4096", "--data.num_val=1024", "--data.num_workers=0", "--data.batch_size=128"]
     if config.get("trainer", {}).get("devices", 1) not in (1, "auto"):
         arguments += ["--trainer.devices=1", "--trainer.strategy=auto"]

@@ -19,6 +19,7 @@ def register(catalog: Catalog) -> None:
         ("test", "trainer:test", "evaluate a checkpoint on the test rows"),
         ("predict", "trainer:predict", "write a checkpoint's predictions to Parquet"),
         ("search", "search:main", "search a space of models for the best ones"),
+        ("index", "index:main", "build and search indexes of items, change what is in them"),
         ("cost", "cost:main", "what a model does for a sample: MACs, parameters"),
         ("export", "export:main", "write a checkpoint as torch.export or ONNX, checked against eager"),
         ("bench", "commands:bench", "run a plugin's speed measurements"),
@@ -31,6 +32,7 @@ def register(catalog: Catalog) -> None:
     data.add("SyntheticBehaviour", "recloom.data.behaviour:SyntheticBehaviour", summary="histories, times that matter")
     data.add("EventStreams", "recloom.data.streams.module:EventStreams", summary="event streams, in windows")
     data.add("PowerLawEvents", "recloom.data.streams.module:PowerLawEvents", summary="a generated event stream")
+    data.add("RetrievalClicks", "recloom.data.retrieval:RetrievalClicks", summary="users, items, known utility")
     data.add("ParquetClicks", "recloom.data.parquet:ParquetClicks", summary="shards written by recloom prepare")
     for name, path, summary in (
         ("criteo", "criteo:Criteo", "Criteo Kaggle: 13 counts, 26 categories, TAB"),
@@ -86,6 +88,14 @@ def register(catalog: Catalog) -> None:
         catalog.evaluators.add(name, f"recloom.search.evaluators.{path}", summary=summary)
     summary = "another evaluator, on the machines of a Ray cluster"
     catalog.evaluators.add("OnRay", "recloom.search.evaluators.on_ray:OnRay", summary=summary, extra="ray")
+    for name, path, summary in (
+        ("Exhaustive", "exhaustive:Exhaustive", "every item scored, by any model"),
+        ("FlatIP", "vectors:FlatIP", "all inner products, by faiss"),
+        ("IVF", "vectors:IVF", "inner products in inverted lists, by faiss"),
+        ("HNSW", "vectors:HNSW", "inner products in a graph, by faiss"),
+        ("Cascade", "cascade:Cascade", "candidates by inner product, then the ranker"),
+    ):
+        catalog.indexes.add(name, f"recloom.retrieval.{path}", summary=summary)
     costs = catalog.cost_models
     costs.add("AnalyticCost", "recloom.search.costs:AnalyticCost", summary="MACs, parameters, bytes of tables")
     costs.add("LatencyCost", "recloom.search.costs:LatencyCost", summary="forward time on this machine")

@@ -77,6 +77,9 @@ class FeatureSchema:
         weight: Sample weight column, or "".
         timestamp: Time column (integer seconds), or "".
         group: Column whose ids group samples (user, session) for grouped metrics, or "".
+        item_features: Names of the dense and sparse features that describe the candidate; the others, and histories,
+            describe who asks. For retrieval; () if the data do not say.
+        item_id: The sparse feature that is the candidate's id, or "".
         info: Facts for people: the format, the source's name, row counts. Never read by code that trains.
     """
 
@@ -87,6 +90,8 @@ class FeatureSchema:
     weight: str = ""
     timestamp: str = ""
     group: str = ""
+    item_features: tuple[str, ...] = ()
+    item_id: str = ""
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -123,6 +128,7 @@ class FeatureSchema:
                     SequenceFeature(**{**item, "keys": sparse(item["keys"])}) for item in kept.get("sequences", ())
                 ),
                 "labels": tuple(kept.get("labels", ("label",))),
+                "item_features": tuple(kept.get("item_features", ())),
             }
         )
 

@@ -1,0 +1,70 @@
+"""The items and users of a data module, as indexes and searches take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from recloom.data.module import BlockDataModule
+from recloom.errors import DataError, RecloomError
+from recloom.retrieval.module import RetrievalModule
+from recloom.retrieval.rows import Rows, distinct_items
+
+
+def items_of(data: LightningDataModule, module: RetrievalModule, item_id: str = "") -> Rows:
+    """Return the items that `data` knows, or those that a click log mentions, each with its first row's features.
+
+    Args:
+        data: A data module with `item_rows`, or one of blocks of rows.
+        module: The model, which knows which features are the item's.
+        item_id: The feature that is the item's id in a log; "": as the schema says, or the only one there is.
+    """
+    if hasattr(data, "item_rows"):
+        return data.item_rows()
+    schema = module.sides.schemas[1]
+    ones = [feature.name for feature in schema.sparse if feature.max_length == 1]
+    name = item_id or schema.item_id or (ones[0] if len(ones) == 1 else "")
+    if name not in ones:
+        raise RecloomError(
+            f"which of the item's features is its id? {', '.join(ones) or 'none has one id a row'}",
+            "Say it: --item_id NAME. Or give the items: --items FILE.",
+        )
+    parts = []
+    for batch in _blocks(data):
+        side = module.sides.batch(batch, 1)
+        parts.append(distinct_items(Rows(side.sparse_features[name][0].long(), side, schema)))
+    return distinct_items(Rows.concat(parts))
+
+
+def users_of(data: LightningDataModule, module: RetrievalModule, limit: int) -> Rows:
+    """Return the users that `data` knows, or the sides of a log's last rows; at most `limit`."""
+    if hasattr(data, "user_rows"):
+        return data.user_rows(limit)
+    found = None
+    for batch in _blocks(data, ("test", "val", "train")):
+        side = module.sides.batch(batch, 0)
+        count = min(limit, len(side))
+        ids = side.extras.get("group", torch.arange(len(side)))
+        found = Rows(ids.long(), side, module.sides.schemas[0]).slice(0, count)
+        break
+    assert found is not None
+    return found
+
+
+def _blocks(data: Any, splits: tuple[str, ...] = ("train", "val", "test")) -> Any:
+    """Yield the blocks of the splits that there are."""
+    if not isinstance(data, BlockDataModule):
+        raise RecloomError(f"{type(data).__name__} tells no items", "Give them: --items FILE.")
+    some = False
+    for split in splits:
+        try:
+            source = data.source(split)
+        except DataError:
+            continue
+        for index in range(len(source.block_rows(0))):
+            some = True
+            yield source.load(0, index)
+    if not some:
+        raise DataError("the data have no rows", "Look at its path.")

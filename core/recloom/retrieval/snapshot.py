@@ -1,0 +1,76 @@
+"""Versions of an index in one folder: written aside, made current in one step, so that a crash leaves the old one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from recloom.errors import DataError
+
+CURRENT, SNAPSHOTS, MANIFEST = "CURRENT", "snapshots", "files.json"
+KEPT = 2
+
+
+def current(folder: Path) -> Path:
+    """Return the newest complete snapshot; DataError if there is none, or a file of it is missing or cut short."""
+    try:
+        name = (folder / CURRENT).read_text().strip()
+    except FileNotFoundError:
+        raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...") from None
+    found = folder / SNAPSHOTS / name
+    try:
+        sizes = json.loads((found / MANIFEST).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise DataError(f"{found}: the snapshot is not complete", "Build the index anew.") from None
+    for file, size in sizes.items():
+        path = found / file
+        if not path.exists() or path.stat().st_size != size:
+            raise DataError(f"{path}: it is missing or cut short", "Copy the folder again, or build the index anew.")
+    return found
+
+
+def write(folder: Path, save: Callable[[Path], None]) -> Path:
+    """Write a new snapshot and make it current; return it. Readers of the old one may go on: the last two are kept.
+
+    Args:
+        folder: The index's folder.
+        save: Writes everything into the empty folder that it is given.
+    """
+    snapshots = folder / SNAPSHOTS
+    snapshots.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        for left in snapshots.glob("*.part"):  # of a writer that was killed
+            shutil.rmtree(left)
+        numbers = [int(path.name) for path in snapshots.iterdir() if path.name.isdigit()]
+        name = f"{max(numbers, default=0) + 1:06d}"
+        aside = snapshots / f"{name}.part"
+        aside.mkdir()
+        save(aside)
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
+        (aside / MANIFEST).write_text(json.dumps(sizes, indent=1))
+        for path in [*files, aside / MANIFEST]:
+            _flush(path)
+        aside.replace(snapshots / name)
+        _flush(snapshots)
+        (folder / f"{CURRENT}.part").write_text(name + "\n")
+        _flush(folder / f"{CURRENT}.part")
+        (folder / f"{CURRENT}.part").replace(folder / CURRENT)
+        _flush(folder)
+        for number in sorted([*numbers, int(name)])[:-KEPT]:
+            shutil.rmtree(snapshots / f"{number:06d}", ignore_errors=True)
+    return snapshots / name
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

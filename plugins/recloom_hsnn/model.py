@@ -1,0 +1,336 @@
+"""HSNN (arXiv 2408.06653): a MoNN for items, one for each level of nodes, and the nodes, trained jointly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recloom.batch import Batch
+from recloom.errors import RecloomError
+from recloom.metrics import NormalizedEntropy
+from recloom.optim import OptimizerConfig
+from recloom_hsnn.monn import MoNN, MoNNConfig, PairScorer, ScoreMany, user_width
+from recloom_hsnn.nodes import Assigned, HierarchicalIndex, NodesConfig
+from recloom_hsnn.overarch import Sizes
+from recloom_hsnn.towers import TowerFactory
+
+RECENT = 1 << 16
+
+
+def as_published(nodes: NodesConfig) -> NodesConfig:
+    """Return the nodes' settings as the paper has them: one reconstruction term, whole gradients, from the first step.
+
+    The paper gives no numbers for the temperature, the warm-up and the weights: those of `nodes` stay.
+    """
+    nodes.start, nodes.grad_scale, nodes.commitment, nodes.revive, nodes.distill = 0.0, 1.0, None, 0.0, 0.0
+    nodes.source = "lti"
+    return nodes
+
+
+class HSNN(MoNN):
+    """Hierarchical structured neural network: nodes of items learned with the towers, and a scorer for each level.
+
+    Training begins with the towers. After `nodes.start` of the steps, k-means on items' codes makes the nodes; from
+    then on the losses of nodes (every level's cross-entropy, reconstruction, commitment, balance) join in, with a
+    weight that grows. Logged beside MoNN's metrics: val_node1_ne, ... of every level with items at their nearest nodes,
+    val_node1_soft_ne with soft assignment, and val_node1_used, _perplexity (both shares of the nodes) and _imbalance.
+
+    Args:
+        schema: Feature schema of the data; filled in from the data module.
+        item_features: Features that describe the item; unset: those that the data name.
+        monn: Sizes of the items' MoNN.
+        levels: Sizes of the nodes' MoNNs, the coarsest level first, with user towers of their own; unset: nodes are
+            scored by a copy of the items' over arch, on the same user tower.
+        nodes: How many nodes there are, and how they are learned.
+        fidelity: "safe": as `nodes` says. "v3": as in the paper: see `as_published`.
+        ensemble_items: Whether an item's logit is a learned combination of its own and its leaf's (the paper's ensemble
+            layer, which levels of nodes always have among them).
+        user_tower: Makes the user tower: any RankingModule; unset: an MLP beside an attentional factorisation machine.
+        item_tower: Makes the item tower: likewise.
+        task_weights: Weights of the tasks' logits in the score that retrieval orders by; unset: the first task's.
+        loss_weights: Weights of the tasks in the loss; unset: all alike.
+        optimizer: Optimizers and learning rates; unset: Adam 0.002, row-wise Adagrad 0.05.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None = None,
+        item_features: Sequence[str] | None = None,
+        monn: MoNNConfig | None = None,
+        levels: list[MoNNConfig] | None = None,
+        nodes: NodesConfig | None = None,
+        fidelity: Literal["safe", "v3"] = "safe",
+        ensemble_items: bool = False,
+        user_tower: TowerFactory | None = None,
+        item_tower: TowerFactory | None = None,
+        task_weights: Sequence[float] | None = None,
+        loss_weights: Sequence[float] | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        settings = nodes or NodesConfig()
+        self._settings = as_published(settings) if fidelity == "v3" else settings
+        self._level_configs = levels
+        count = len(self._settings.sizes)
+        if levels is not None and len(levels) != count:
+            raise RecloomError(f"{len(levels)} levels are configured for {count} sizes of nodes", "Give one each.")
+        if self._settings.source == "natural" and len(self._settings.features) != count:
+            raise RecloomError("natural nodes need a feature of the item for each level", "Give nodes.features.")
+        super().__init__(
+            schema,
+            item_features,
+            monn,
+            user_tower,
+            item_tower,
+            task_weights,
+            loss_weights,
+            optimizer,
+        )
+        self.vector_dim = self.item_dim
+        self.index = HierarchicalIndex(self._settings, self.vector_dim)
+        self.level_scorers = nn.ModuleList(self._level_scorers(count))
+        self.ensemble_items = ensemble_items
+        kinds = torch.tensor([[1.0, 0.0, 0.0]] * (count + 1))
+        self.ensemble = nn.Parameter(kinds, requires_grad=count > 1 or ensemble_items)
+        self.register_buffer("recent", torch.zeros(RECENT, self.vector_dim))
+        self.register_buffer("recent_rows", torch.tensor(0))
+        for level, size in enumerate(self._settings.sizes):
+            self.register_buffer(f"parent{level}", torch.zeros(size, dtype=torch.int64))
+        self.node_metrics = nn.ModuleDict(
+            {f"node{level + 1}{kind}": NormalizedEntropy() for level in range(count) for kind in ("", "_soft")}
+        )
+        self._seen_nodes: list[Tensor] = []
+        self._unobserved: tuple[Tensor, list[Assigned]] | None = None
+
+    # Parts
+
+    def _user_sizes(self) -> list[Sizes]:
+        own = self._level_configs or []
+        return [self.item_sizes, *(config.sizes() for config in own)]
+
+    def _item_ids(self) -> Sequence[str]:
+        return self._settings.features if self._settings.source == "natural" else ()
+
+    def _level_scorers(self, count: int) -> list[PairScorer]:
+        found, start = [], user_width(self.item_sizes)
+        for level in range(count):
+            if self._level_configs is None:
+                config, span = self.monn, (0, user_width(self.item_sizes))
+            else:
+                config = self._level_configs[level]
+                span = (start, start + user_width(config.sizes()))
+                start = span[1]
+            found.append(PairScorer(config, self.tasks, span, self.item_dim, self.item_sizes))
+        return found
+
+    def rows(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return B logits, or B x T."""
+        logits = self.scorer(users, items)
+        if self.ensemble_items and self.index.ready:
+            with torch.no_grad():
+                assigned = self.assign(items, self.alpha(1.0))
+            above = self.node_logits(users, [one.hard for one in assigned])[-1]
+            logits = self._combined(-1, logits, above)
+        return self._squeezed(logits)
+
+    def scorers(self) -> dict[str, nn.Module]:
+        """Return the scorers of items and of every level's nodes."""
+        weights = self.get_buffer("task_weights")
+        found: dict[str, nn.Module] = {"score": ScoreMany(self.scorer, weights)}
+        for level, scorer in enumerate(self.level_scorers):
+            assert isinstance(scorer, PairScorer)
+            found[f"node{level + 1}"] = ScoreMany(scorer, weights)
+        return found
+
+    def tables(self) -> dict[str, NDArray]:
+        """Return the nodes."""
+        if self._settings.source != "natural":
+            return self.index.tree().tables()
+        tables = self.index.tree(column=self.vector_dim + len(self._settings.sizes) - 1).tables()
+        for level in range(1, len(self._settings.sizes)):
+            tables[f"parents{level + 1}"] = self.get_buffer(f"parent{level}").cpu().numpy()
+        return tables
+
+    def facts(self) -> dict[str, Any]:
+        """Return the weights of the ensemble."""
+        weights = self.ensemble.detach().tolist()
+        kept = weights if self.ensemble_items else [*weights[:-1], [1.0, 0.0, 0.0]]
+        return {"ensemble": kept, "begun": self.index.ready}
+
+    # Nodes
+
+    def assign(self, items: Tensor, alpha: float) -> list[Assigned]:
+        """Return where items (B x di codes) are at each level."""
+        vectors = items[:, : self.vector_dim]
+        if self._settings.source != "natural":
+            return self.index.assign(vectors, alpha)
+        found = []
+        for level, words in enumerate(self.index.levels):
+            node = items[:, self.vector_dim + level].detach().long()
+            if int(node.max()) >= len(words):
+                raise RecloomError(
+                    f"feature {self._settings.features[level]!r} has the id {int(node.max())}, and the level has "
+                    f"{len(words)} nodes",
+                    "Give nodes.sizes the feature's number of ids.",
+                )
+            found.append(Assigned(words[node], words[node], node, F.one_hot(node, len(words)).to(vectors.dtype)))
+        return found
+
+    def node_logits(self, users: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+        """Return each level's B x T logits, for B users and, of each level, B node vectors."""
+        found: list[Tensor] = []
+        for level, (scorer, nodes) in enumerate(zip(self.level_scorers, vectors, strict=True)):
+            own = scorer(users, nodes)
+            found.append(self._combined(level, own, found[-1]) if found else own)
+        return found
+
+    def _combined(self, level: int, own: Tensor, above: Tensor) -> Tensor:
+        weight, before, bias = self.ensemble[level].unbind()
+        return weight * own + before * above + bias
+
+    def alpha(self, progress: float) -> float:
+        """Return the inverse temperature after `progress` (0 to 1) of the training."""
+        return self._settings.max_alpha * max(progress, 1e-3) ** self._settings.exponent
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of items and, once there are nodes, theirs."""
+        users, items = self.codes(batch)
+        logits = self.rows(users, items)
+        self._window.append((logits.detach(), batch.labels, batch.weights))
+        loss = self.loss(logits, batch)
+        progress = self.trainer.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
+        self._remember(items)
+        if progress >= self._settings.start:
+            if not self.index.ready:
+                self._begin()
+            weight = min(1.0, (progress - self._settings.start) / max(self._settings.warmup, 1e-9) + 1e-2)
+            parts = self._index_losses(users, items, batch, progress)
+            self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, on_epoch=False)
+            loss = loss + weight * torch.stack(list(parts.values())).sum()
+        return loss
+
+    @torch.no_grad()
+    def _remember(self, items: Tensor) -> None:
+        """Keep the last items' vectors, from which nodes begin."""
+        recent, rows = self.get_buffer("recent"), self.get_buffer("recent_rows")
+        vectors = items[: len(recent), : self.vector_dim].to(recent.dtype)
+        places = (int(rows) + torch.arange(len(vectors), device=recent.device)) % len(recent)
+        recent[places] = vectors
+        rows.add_(len(vectors))
+
+    def known_vectors(self) -> Tensor:
+        """Return the last items' vectors, up to 65,536."""
+        return self.get_buffer("recent")[: min(int(self.get_buffer("recent_rows")), RECENT)]
+
+    def _begin(self) -> None:
+        """Make the nodes; their scorers begin as the items' where they have its sizes."""
+        if self._settings.source != "natural":
+            self.index.begin(self.known_vectors())
+        self.index.get_buffer("begun").fill_(True)
+        if self._level_configs is None:
+            for scorer in self.level_scorers:
+                scorer.load_state_dict(self.scorer.state_dict())
+
+    def _index_losses(self, users: Tensor, items: Tensor, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Return the nodes' losses by name."""
+        settings, scale = self._settings, self._settings.grad_scale
+        held = items.detach() if scale == 0 else scale * items + (1 - scale) * items.detach()
+        asked = users
+        if self._level_configs is None:  # the items' own user tower
+            asked = users.detach() if scale == 0 else scale * users + (1 - scale) * users.detach()
+        assigned = self.assign(held, self.alpha(progress))
+        vectors = [one.soft if settings.source == "lti" else one.hard.detach() for one in assigned]
+        parts: dict[str, Tensor] = {}
+        for level, logits in enumerate(self.node_logits(asked, vectors)):
+            parts[f"node{level + 1}_loss"] = self.loss(self._squeezed(logits), batch)
+        parts |= self.index.losses(held[:, : self.vector_dim], assigned).parts
+        if settings.distill:
+            parts["distill_loss"] = settings.distill * self._distilled(users, items, asked, vectors)
+        if settings.pair_loss and self.scorer.inter_arch is not None:
+            parts["pair_loss"] = settings.pair_loss * self._pair_loss(asked, users, items, vectors)
+        self._unobserved = (items.detach(), assigned)
+        return parts
+
+    def _distilled(self, users: Tensor, items: Tensor, asked: Tensor, vectors: list[Tensor]) -> Tensor:
+        """Return the nodes' cross-entropy to the item level's soft labels, on pairs that nobody was shown."""
+        shift = 1 + self.trainer.global_step % max(len(users) - 1, 1)
+        with torch.no_grad():
+            soft = torch.sigmoid(self.scorer(users.roll(shift, 0), items).float())
+        found = self.node_logits(asked.roll(shift, 0), vectors)
+        return torch.stack([F.binary_cross_entropy_with_logits(logits.float(), soft) for logits in found]).sum()
+
+    def _pair_loss(self, asked: Tensor, users: Tensor, items: Tensor, vectors: list[Tensor]) -> Tensor:
+        """Return the squared distance between the interaction towers of nodes and of items."""
+        wanted = self.scorer.pairs(users, items)
+        assert wanted is not None
+        total = wanted.new_zeros(())
+        for scorer, nodes in zip(self.level_scorers, vectors, strict=True):
+            assert isinstance(scorer, PairScorer)
+            found = scorer.pairs(asked, nodes)
+            if found is not None and found.shape == wanted.shape:
+                total = total + F.mse_loss(found, wanted.detach())
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step; then count how nodes are used and revive dead ones, which backward may not see."""
+        super().optimizer_step(*args, **kwargs)
+        if self._unobserved is not None:
+            self._observe(*self._unobserved)
+            self._unobserved = None
+
+    @torch.no_grad()
+    def _observe(self, items: Tensor, assigned: list[Assigned]) -> None:
+        self.index.observe(items[:, : self.vector_dim], assigned)
+        if self._settings.source == "natural":
+            for level, (above, one) in enumerate(pairwise(assigned), start=1):
+                self.get_buffer(f"parent{level}")[one.node] = above.node
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the metrics of items and of nodes."""
+        users, items = self.codes(batch)
+        self._metrics("val").add(self.rows(users, items), batch)
+        if not self.index.ready or self.tasks > 1:
+            return
+        assigned = self.assign(items, self.alpha(1.0))
+        for kind in ("", "_soft"):
+            vectors = [one.soft if kind else one.hard for one in assigned]
+            for level, logits in enumerate(self.node_logits(users, vectors)):
+                self.node_metrics[f"node{level + 1}{kind}"].update(
+                    logits.squeeze(1).float(), batch.labels, batch.weights
+                )  # type: ignore[operator]
+        self._seen_nodes.append(torch.stack([one.node for one in assigned]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        super().on_validation_epoch_end()
+        if not self._seen_nodes:
+            return
+        for name, metric in self.node_metrics.items():
+            self.log(f"val_{name}_ne", metric.compute().float())  # type: ignore[operator]
+            metric.reset()  # type: ignore[operator]
+        nodes = torch.cat(self._seen_nodes, dim=1)
+        self._seen_nodes = []
+        for level, size in enumerate(self._settings.sizes):
+            for name, value in usage(torch.bincount(nodes[level], minlength=size)).items():
+                self.log(f"val_node{level + 1}_{name}", value)
+
+
+def usage(counts: Tensor) -> dict[str, float]:
+    """Return how evenly nodes are used: shares of the nodes, and faiss's imbalance factor (1 when even)."""
+    use = counts.double() / counts.sum().clamp(min=1)
+    positive = use[use > 0]
+    return {
+        "used": float((use > 0).double().mean()),
+        "perplexity": float(torch.exp(-(positive * positive.log()).sum())) / len(use),
+        "largest": float(use.max()) * len(use),
+        "imbalance": float(len(use) * (use**2).sum()),
+    }

@@ -1,0 +1,273 @@
+"""MoNN (arXiv 2408.06653, section 4.1): user, item and interaction towers, an over arch, in one file.
+
+    user features -> user tower -> nu embeddings, once a request --\\
+    item features -> item tower -> ni embeddings, stored ----------- over arch -> a logit a task
+                     interaction tower -> nx embeddings, a pair ----/
+
+Letters in shapes: B rows; U users, L items of a user; du, di widths of a user's and an item's code; D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from recloom.errors import RecloomError, unknown
+from recloom.linear import Linear
+from recloom.model import Interaction
+from recloom.optim import OptimizerConfig
+from recloom.retrieval.module import Encoder, RetrievalModule, side_schema
+from recloom_hsnn.overarch import InteractionArch, OverArch, ProductArch, Sizes
+from recloom_hsnn.towers import Tower, TowerFactory
+
+Size = Literal["two_tower", "tiny", "small", "medium", "large", "xl"]
+PRESETS: dict[str, Sizes] = {  # table 5 of the paper; "tiny" is ours, for CPUs: the prototype's ranker
+    "tiny": Sizes(4, 1, 0, 32),
+    "small": Sizes(8, 1, 1, 40),
+    "medium": Sizes(10, 4, 1, 48),
+    "large": Sizes(30, 8, 1, 48),
+    "xl": Sizes(80, 4, 1, 96),
+}
+PAIR_WIDTH = 16
+
+
+@dataclass
+class MoNNConfig:
+    """Sizes of one MoNN.
+
+    Args:
+        size: Numbers and width of the towers' embeddings: small (8, 1 and 1 embeddings of a user, an item and a pair,
+            40 wide), medium (10, 4, 1; 48), large (30, 8, 1; 48), xl (80, 4, 1; 96), as in the paper's table 5; tiny
+            (4, 1, 0; 32) for CPUs.
+        hidden: Hidden widths of the over arch.
+        interaction: Combines the towers' embeddings: any Interaction; unset: an MLP on their products, whose first
+            layer is made once a request.
+        pairs: Embeddings of a pair; unset: as the size says. 0: no interaction tower.
+    """
+
+    size: Literal["tiny", "small", "medium", "large", "xl"] = "tiny"
+    hidden: Sequence[int] = (128, 64)
+    interaction: Callable[[int, int], Interaction] | None = None
+    pairs: int | None = None
+
+    def sizes(self) -> Sizes:
+        """Return the towers' sizes."""
+        if self.size not in PRESETS:
+            raise unknown("size of a MoNN", self.size, PRESETS)
+        found = PRESETS[self.size]
+        return found if self.pairs is None else Sizes(found.user, found.item, self.pairs, found.dim)
+
+
+class PairScorer(nn.Module):
+    """The parts of a MoNN behind its two towers: interaction tower and over arch, on codes.
+
+    A code is the tower's embeddings and, where there is an interaction tower, PAIR_WIDTH numbers more: the interaction
+    tower works on the products of the user's and the item's. So it needs no features of the pair, which an index node
+    does not have (the paper's section on joint training).
+
+    Args:
+        config: Sizes.
+        tasks: Number of logits, T.
+        user: Where the user's part of this scorer lies in the user's code: start and end.
+        item_dim: Width of an item's code without ids.
+        item: Sizes of the tower that made the item's code; if they are not this scorer's, a linear layer adapts it.
+    """
+
+    def __init__(self, config: MoNNConfig, tasks: int, user: tuple[int, int], item_dim: int, item: Sizes) -> None:
+        super().__init__()
+        sizes = config.sizes()
+        self.sizes, self.user, self.item_dim = sizes, user, item_dim
+        wanted = item_width(sizes)
+        same = (item.item, item.dim, bool(item.pair)) == (sizes.item, sizes.dim, bool(sizes.pair))
+        self.adapter = None if same else Linear(item_dim, wanted)
+        self.over_arch: OverArch = (
+            ProductArch(sizes, config.hidden, tasks)
+            if config.interaction is None
+            else InteractionArch(sizes, config.hidden, tasks, config.interaction)
+        )
+        self.inter_arch = nn.Sequential(Linear(PAIR_WIDTH, sizes.pair * sizes.dim), nn.ReLU()) if sizes.pair else None
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return B x T logits: users B x du, items B x di."""
+        users, items, pairs = self._parts(users, items)
+        return self.over_arch(users, items, pairs)
+
+    def many(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return U x L x T logits: users U x du, items U x L x di."""
+        users, items, pairs = self._parts(users, items)
+        return self.over_arch.many(users, items, pairs)
+
+    def pairs(self, users: Tensor, items: Tensor) -> Tensor | None:
+        """Return the interaction tower's embeddings, B x nx D; None where there is no such tower."""
+        return self._parts(users, items)[2]
+
+    def _parts(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        users = users[:, self.user[0] : self.user[1]]
+        items = items if self.adapter is None else self.adapter(items[..., : self.item_dim])
+        wide, long = self.sizes.user * self.sizes.dim, self.sizes.item * self.sizes.dim
+        if self.inter_arch is None:
+            return users[:, :wide], items[..., :long], None
+        asked = users[:, wide:] if items.ndim == 2 else users[:, None, wide:]
+        return users[:, :wide], items[..., :long], self.inter_arch(asked * items[..., long : long + PAIR_WIDTH])
+
+
+def user_width(sizes: Sizes) -> int:
+    """Return the width of a user's code for one scorer."""
+    return sizes.user * sizes.dim + (PAIR_WIDTH if sizes.pair else 0)
+
+
+def item_width(sizes: Sizes) -> int:
+    """Return the width of an item's code."""
+    return sizes.item * sizes.dim + (PAIR_WIDTH if sizes.pair else 0)
+
+
+class ScoreMany(nn.Module):
+    """The scorer that indexes use: U x du users and U x L x di items to U x L.
+
+    Args:
+        scorer: A MoNN's pair scorer.
+        task_weights: T weights of the tasks' logits in the score.
+    """
+
+    def __init__(self, scorer: PairScorer, task_weights: Tensor) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.register_buffer("task_weights", task_weights)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return U x L scores."""
+        found = self.scorer.many(users, items)
+        return found[..., 0] if found.shape[2] == 1 else found @ self.get_buffer("task_weights")
+
+
+def default_optimizer() -> OptimizerConfig:
+    """Return Adam for dense layers and row-wise Adagrad for embeddings."""
+    return OptimizerConfig(dense="Adam", dense_lr=0.002, sparse="rowwise_adagrad", sparse_lr=0.05)
+
+
+class MoNN(RetrievalModule):
+    """Modular neural network: a user's part computed once a request, items' parts stored, an over arch that joins them.
+
+    Args:
+        schema: Feature schema of the data; filled in from the data module.
+        item_features: Features that describe the item; unset: those that the data name.
+        monn: Sizes.
+        user_tower: Makes the user tower: any RankingModule, of any plugin; unset: an MLP beside an attentional
+            factorisation machine.
+        item_tower: Makes the item tower: likewise.
+        task_weights: Weights of the tasks' logits in the score that retrieval orders by; unset: the first task's.
+        loss_weights: Weights of the tasks in the loss; unset: all alike.
+        optimizer: Optimizers and learning rates; unset: Adam 0.002, row-wise Adagrad 0.05.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None = None,
+        item_features: Sequence[str] | None = None,
+        monn: MoNNConfig | None = None,
+        user_tower: TowerFactory | None = None,
+        item_tower: TowerFactory | None = None,
+        task_weights: Sequence[float] | None = None,
+        loss_weights: Sequence[float] | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        super().__init__(schema, item_features, optimizer or default_optimizer())
+        self.monn = monn or MoNNConfig()
+        self.item_sizes = self.monn.sizes()
+        self.tasks = len(self.schema.labels)
+        self.user_sides = self._user_sizes()
+        user, item = self.sides.schemas
+        widths = [user_width(sizes) for sizes in self.user_sides]
+        made = (user_tower or Tower)(side_schema(user, sum(widths)))
+        self.user_encoder = Encoder.of(made)
+        made = (item_tower or Tower)(side_schema(item, item_width(self.item_sizes)))
+        self.item_encoder = Encoder.of(made, [(0, self.item_sizes.item * self.item_sizes.dim)], self._item_ids())
+        self.item_dim = item_width(self.item_sizes)
+        self.scorer = PairScorer(self.monn, self.tasks, (0, widths[0]), self.item_dim, self.item_sizes)
+        for name, weights in (("task_weights", task_weights), ("loss_weights", loss_weights)):
+            if weights is not None and len(weights) != self.tasks:
+                raise RecloomError(f"{name} has {len(weights)} numbers for {self.tasks} tasks", "Give one a label.")
+        first = [1.0] + [0.0] * (self.tasks - 1)
+        self.register_buffer("task_weights", torch.tensor(list(task_weights or first)), persistent=False)
+        self.loss_weights = list(loss_weights or [1.0] * self.tasks)
+
+    def _user_sizes(self) -> list[Sizes]:
+        """Return the sizes of the scorers that the user's code has a part for, the item level's first."""
+        return [self.item_sizes]
+
+    def _item_ids(self) -> Sequence[str]:
+        """Return the item's features whose ids its code has."""
+        return ()
+
+    def rows(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return B logits, or B x T."""
+        return self._squeezed(self.scorer(users, items))
+
+    def scorers(self) -> dict[str, nn.Module]:
+        """Return the scorer of items."""
+        return {"score": ScoreMany(self.scorer, self.get_buffer("task_weights"))}
+
+    def loss(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the mean cross-entropy, of several tasks the weighted sum."""
+        if self.tasks == 1:
+            return super().loss(logits, batch)
+        weights = None if batch.weights is None else batch.weights[:, None].expand_as(logits)
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits.float(), batch.labels, weights, reduction="none"
+        ).sum(0) / (len(logits) if weights is None else batch.weights.sum())
+        return (losses * losses.new_tensor(self.loss_weights)).sum()
+
+    def _squeezed(self, logits: Tensor) -> Tensor:
+        return logits.squeeze(1) if self.tasks == 1 else logits
+
+
+class InnerProduct(nn.Module):
+    """Scores by the inner product of the codes."""
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return U x L scores of users U x d and items U x L x d."""
+        return torch.einsum("ud,uld->ul", users, items)
+
+
+class TwoTower(RetrievalModule):
+    """Two towers and the inner product of what they return, plus a number that all pairs share.
+
+    Args:
+        schema: Feature schema of the data; filled in from the data module.
+        item_features: Features that describe the item; unset: those that the data name.
+        dim: Width of the codes.
+        user_tower: Makes the user tower: any RankingModule; unset: an MLP beside an attentional factorisation machine.
+        item_tower: Makes the item tower: likewise.
+        optimizer: Optimizers and learning rates; unset: Adam 0.002, row-wise Adagrad 0.05.
+    """
+
+    inner_product = True
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None = None,
+        item_features: Sequence[str] | None = None,
+        dim: int = 40,
+        user_tower: TowerFactory | None = None,
+        item_tower: TowerFactory | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        super().__init__(schema, item_features, optimizer or default_optimizer())
+        if len(self.schema.labels) != 1:
+            raise RecloomError(f"TwoTower has one task, the data have {len(self.schema.labels)}", "Use MoNN.")
+        user, item = self.sides.schemas
+        self.user_encoder = Encoder.of((user_tower or Tower)(side_schema(user, dim)))
+        self.item_encoder = Encoder.of((item_tower or Tower)(side_schema(item, dim)))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def rows(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return B logits."""
+        return (users * items).sum(1) + self.bias
+
+    def scorers(self) -> dict[str, nn.Module]:
+        """Return the inner product."""
+        return {"score": InnerProduct()}
