@@ -98,10 +98,8 @@ class Background(Session):
     def _arrive(self, together: bool) -> None:
         self._together = together
         self._met.set()
-        by_server = self.replica.algorithm.exchange == "server"
-        while together and not self._resume.wait(1.0):
-            if by_server:  # which would take a long silence for a death
-                self.round()
+        if together:
+            self._resume.wait()
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless the main thread or another rank's trouble wants a round at once."""

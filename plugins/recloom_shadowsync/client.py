@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -56,6 +57,17 @@ class ServerTransport(Transport):
         self._sockets: list[socket.socket] = []
         for server, part in zip(servers, self._parts(weights), strict=True):
             self._sockets.append(self._open(server, run, world_size, part, timeout))
+        self._sending, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._beat, args=(min(1.0, timeout / 4),), daemon=True).start()
+
+    def _beat(self, seconds: float) -> None:
+        """Let the first server hear of this process while it validates or waits for data."""
+        while not self._closed.wait(seconds):
+            try:
+                with self._sending:
+                    wire.send(self._sockets[0], Op.BEAT, self.rank)
+            except OSError:  # the next request of the round says so
+                return
 
     def _open(self, server: str, run: bytes, world_size: int, part: Tensor, timeout: float) -> socket.socket:
         host, _, port = server.rpartition(":")
@@ -111,6 +123,7 @@ class ServerTransport(Transport):
 
     def close(self) -> None:
         """Close the connections, with a word if that is possible."""
+        self._closed.set()
         for sock in self._sockets:
             with contextlib.suppress(OSError):  # it may be closed, or the server gone
                 sock.shutdown(socket.SHUT_RDWR)
@@ -140,7 +153,8 @@ class ServerTransport(Transport):
 
     def _tell(self, i: int, op: Op, data: bytes | memoryview) -> None:
         try:
-            wire.send(self._sockets[i], op, self.rank, data)
+            with self._sending:
+                wire.send(self._sockets[i], op, self.rank, data)
         except OSError as error:
             self._broken(i, error)
 

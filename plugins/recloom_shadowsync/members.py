@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from recloom.errors import RecloomError
 
+T = TypeVar("T")
+ANSWER = 3.0
+"""Seconds in which the store must answer: if rank 0 hangs, so does whoever asks it."""
 SETTLE = 0.25
 """Seconds that survivors wait for one another before they go on without those who have not spoken."""
 
@@ -80,7 +86,7 @@ class Members:
 
     def changed(self) -> bool:
         """Whether another rank has noticed that somebody is gone."""
-        return self.store.check([f"generation/{self.generation + 1}/started"])
+        return self._ask(lambda: self.store.check([f"generation/{self.generation + 1}/started"]))
 
     def agree(self) -> list[int]:
         """Find out with the other survivors who is left; return the ranks that are gone since the last time.
@@ -88,19 +94,8 @@ class Members:
         Raises:
             Gone: The store is gone with rank 0, or the others went on without this rank.
         """
-        before, prefix = self.ranks, f"generation/{self.generation + 1}"
-        try:
-            self.store.set(f"{prefix}/started", "1")
-            self.store.set(f"{prefix}/here/{self.rank}", "1")
-            end, here = time.monotonic() + SETTLE, [self.rank]
-            while time.monotonic() < end and len(here) < len(before):
-                here = [rank for rank in before if self.store.check([f"{prefix}/here/{rank}"])]
-                time.sleep(0.01)
-            agreed = json.loads(self.store.compare_set(f"{prefix}/members", "", json.dumps(here)))
-        except (RuntimeError, OSError) as error:
-            raise Gone(
-                "rank 0, which holds the ranks' store, is gone", "Go on from the last checkpoint: --ckpt_path last."
-            ) from error
+        before = self.ranks
+        agreed = self._ask(self._agree)
         if self.rank not in agreed:
             raise Gone(
                 f"rank {self.rank} was not heard from, and the others went on without it",
@@ -110,13 +105,40 @@ class Members:
         self.generation += 1
         return [rank for rank in before if rank not in agreed]
 
+    def _agree(self) -> list[int]:
+        prefix = f"generation/{self.generation + 1}"
+        self.store.set(f"{prefix}/started", "1")
+        self.store.set(f"{prefix}/here/{self.rank}", "1")
+        end, here = time.monotonic() + SETTLE, [self.rank]
+        while time.monotonic() < end and len(here) < len(self.ranks):
+            here = [rank for rank in self.ranks if self.store.check([f"{prefix}/here/{rank}"])]
+            time.sleep(0.01)
+        return json.loads(self.store.compare_set(f"{prefix}/members", "", json.dumps(here)))
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Ask the store, on a thread that is left behind if it does not answer; Gone if so, or if it is not there."""
+        answers: list[T] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError, OSError):
+                answers.append(question())
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(ANSWER)
+        if not answers:
+            raise Gone(
+                "rank 0, which holds the ranks' store, is gone", "Go on from the last checkpoint: --ckpt_path last."
+            )
+        return answers[0]
+
     def reasons(self, ranks: list[int]) -> str:
         """Return what is known of why `ranks` are gone: "rank 1 stopped (ValueError: ...)"."""
         found = []
         for rank in ranks:
-            try:
-                said = self.store.get(f"left/{rank}").decode() if self.store.check([f"left/{rank}"]) else ""
-            except (RuntimeError, OSError):
-                said = ""
+            said = self._ask(lambda rank=rank: self._word(rank))  # type: ignore[misc]
             found.append(f"rank {rank} stopped ({said})" if said else f"rank {rank} died or cannot be reached")
         return ", ".join(found)
+
+    def _word(self, rank: int) -> str:
+        return self.store.get(f"left/{rank}").decode() if self.store.check([f"left/{rank}"]) else ""

@@ -123,8 +123,7 @@ class Run:
         if not addresses:
             if self.rank == 0:
                 host = local_address()
-                patience = 1e9 if setting.every else setting.round_timeout  # a long validation is a long silence, too
-                self._servers = ServerProcess(setting.algorithm, setting.num_servers, host, patience)
+                self._servers = ServerProcess(setting.algorithm, setting.num_servers, host, setting.round_timeout)
                 addresses = self._servers.addresses
             addresses = _from_first(addresses)
         session_id = bytes.fromhex(_from_first(secrets.token_hex(16)))  # not the token: a resumed run begins anew there
@@ -167,7 +166,7 @@ class Run:
 
     def stats(self) -> dict[str, float]:
         """Return this rank's figures so far."""
-        return {**self._stats.summary(self.transport.sent), "ranks_rebuilt": float(self._stats.rebuilt)}
+        return self._stats.summary(self.transport.sent)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this rank."""

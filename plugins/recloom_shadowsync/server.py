@@ -112,6 +112,12 @@ class SyncServer:
             alive = [state for seen, state in self._states.values() if now - seen < self.patience]
         return torch.tensor([self._ranks - len(alive), *[number for row in alive for number in row]])
 
+    def hear(self, rank: int) -> None:
+        """Note that a rank is there, whatever its main thread is busy with."""
+        with self._lock:
+            if rank in self._states:
+                self._states[rank] = (time.monotonic(), self._states[rank][1])
+
     def merge(self, pushed: Tensor) -> Tensor:
         """Move the centre; return a copy of what to answer."""
         with self._lock:
@@ -144,6 +150,8 @@ class _Client:
             wire.send(connection, Op.OK, 0, wire.as_bytes(self._push(data)))
         elif op is Op.PULL:
             wire.send(connection, Op.OK, 0, wire.as_bytes(self.server.copy()))
+        elif op is Op.BEAT:
+            self.server.hear(self.rank)
         return op is Op.BYE
 
     def _push(self, data: bytearray) -> Tensor:

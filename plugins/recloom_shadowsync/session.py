@@ -135,6 +135,7 @@ class Session(ABC):
 
     def _heal(self, error: Gone, last: bool) -> None:
         self.broken = True
+        start = time.monotonic()
         who = self.transport.missing()
         if last or self.on_peer_loss == "stop":
             raise Gone(
@@ -146,3 +147,4 @@ class Session(ABC):
         self.transport.heal()
         self.replica.leads = self.transport.leads
         self.broken = False
+        self.stats.rebuild_seconds = time.monotonic() - start

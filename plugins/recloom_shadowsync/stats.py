@@ -26,6 +26,7 @@ class SyncStats:
     spread: float = float("nan")
     lost: int = 0
     rebuilt: int = 0
+    rebuild_seconds: float = 0.0
     batch: int = 0
     cpu: float = 0.0
     _last: int = 0
@@ -74,6 +75,8 @@ class SyncStats:
                 "sync_spread": self.spread,
                 "sync_cpu_share": self.cpu / max(1e-9, time.monotonic() - self._start),
             }
+        if self.rebuilt:
+            found |= {"ranks_rebuilt": self.rebuilt, "rebuild_seconds": self.rebuild_seconds}
         if self.batch:
             found["example_parallelism"] = self.batch * self.parallelism
         return found

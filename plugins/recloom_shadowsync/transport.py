@@ -174,7 +174,7 @@ class GroupTransport(Transport):
         """Whether another rank has noticed that somebody is gone."""
         try:
             return self.members.changed()
-        except (RuntimeError, OSError):
+        except Gone:  # the round that follows finds out
             return True
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ class Op(IntEnum):
     BYE = 6
     OK = 7
     NO = 8
+    BEAT = 9
 
 
 def send(sock: socket.socket, op: Op, rank: int, data: bytes | memoryview = b"") -> None:

@@ -1,0 +1,157 @@
+"""The measurements behind `recloom bench shadowsync` and `recloom reproduce shadowsync`; each returns JSON values.
+
+Compute is virtual where it says so: a step sleeps 20 ms beside a little real work, and so stands for a step on a core
+or an accelerator of its own. Only ratios within one team of processes are compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from recloom_shadowsync.bench.links import Links
+from recloom_shadowsync.bench.team import Segment, median_step, run_team, step_seconds
+from recloom_shadowsync.simulator import Algorithm, Calibration, simulate
+
+WEIGHTS = 160_000
+"""Dense weights of the toy: 0.64 MB."""
+VIRTUAL = 0.02
+SERVER_MBIT = 100.0
+
+
+def toy(strategy: str, steps: int = 60, seconds: float = VIRTUAL, **options: Any) -> Segment:
+    """Return a segment with virtual compute."""
+    return {"strategy": strategy, "weights": WEIGHTS, "seconds": seconds, "steps": steps, "options": options}
+
+
+def link_ratios(mbit: float, repeats: int, ddp_steps: int = 30) -> dict[str, dict[str, float]]:
+    """Return, by strategy, the step time over that without synchronisation, and the sync gap; two ranks, shaped links.
+
+    Strategies take turns in one pair of processes; the ratio is the median over turns.
+    """
+    turn = [
+        toy("none"), toy("ShadowMA"), toy("ddp", ddp_steps), toy("ShadowBMUF"), toy("ShadowEASGD"),
+        toy("FixedRateMA", 30),
+    ]  # fmt: skip
+    with Links([mbit, mbit]) as links:
+        found = run_team(turn * repeats, 2, links)
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for start in range(0, len(found), len(turn)):
+        times = [statistics.fmean(step_seconds(rank) for rank in team) for team in found[start : start + len(turn)]]
+        for segment, seconds, team in zip(turn, times, found[start : start + len(turn)], strict=True):
+            gap = float(team[1]["stats"].get("sync_gap", 1.0))
+            rows.setdefault(segment["strategy"], []).append((seconds / times[0], gap))
+    return {
+        name: {"ratio": statistics.median(r for r, _ in values), "gap": statistics.median(g for _, g in values)}
+        for name, values in rows.items()
+    }
+
+
+def straggler(repeats: int = 3) -> dict[str, float]:
+    """Return the fast rank's median step over its own without synchronisation; rank 1's steps last 20 ms longer."""
+    late = {"straggle": {"1": 0.02}}
+    turn = [{**toy(name, steps, 0.01), **late} for name, steps in (("none", 60), ("ShadowMA", 60), ("ddp", 30))]
+    with Links([200.0, 200.0]) as links:
+        found = run_team(turn * repeats, 2, links)
+    ratios: dict[str, list[float]] = {"ShadowMA": [], "ddp": []}
+    for start in range(0, len(found), 3):
+        base = median_step(found[start][0])
+        ratios["ShadowMA"].append(median_step(found[start + 1][0]) / base)
+        ratios["ddp"].append(median_step(found[start + 2][0]) / base)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def full_cores(repeats: int = 4) -> dict[str, float]:
+    """Return the step time over that without synchronisation, as CPU-bound DLRM training on a free network."""
+    setting = {"seed": 0, "rows": 120_000, "batch": 256}
+    turn = [{"strategy": name, "learn": setting} for name in ("none", "ShadowMA", "ddp")]
+    found = run_team(turn * repeats, 2)
+    ratios: dict[str, list[float]] = {"ShadowMA": [], "ddp": []}
+    for start in range(0, len(found), 3):
+        times = [statistics.fmean(median_step(rank, 20) for rank in team) for team in found[start : start + 3]]
+        ratios["ShadowMA"].append(times[1] / times[0])
+        ratios["ddp"].append(times[2] / times[0])
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+SCALED: tuple[tuple[str, Algorithm, int], ...] = (
+    ("none", "none", 0), ("ShadowEASGD", "shadow_easgd", 0), ("FixedRateEASGD", "fr_easgd", 5),
+    ("FixedRateEASGD", "fr_easgd", 30),
+)  # fmt: skip
+
+
+def scaling(trainers: int, steps: int = 120) -> dict[str, dict[str, float]]:
+    """Return, by strategy, mean step seconds, their spread and the gap, of trainers on one server's 100 Mbit/s link."""
+    segments = [toy(name, steps, **({"every": every} if every else {})) for name, _, every in SCALED]
+    with Links([0.0] * trainers + [SERVER_MBIT]) as links:
+        found = run_team(segments, trainers, links, server_place=trainers)
+    rows = {}
+    for (name, _, every), team in zip(SCALED, found, strict=True):
+        each = [step_seconds(rank) for rank in team]
+        span = max(rank["times"][-1] for rank in team) - min(rank["times"][0] for rank in team)
+        rounds = sum(rank["stats"].get("sync_rounds", 0) for rank in team)
+        rows[f"{name}-{every}" if every else name] = {
+            "step": statistics.fmean(each),
+            "gap": statistics.fmean(rank["stats"].get("sync_gap", 0.0) for rank in team),
+            "round": statistics.fmean(rank["stats"].get("sync_round_ms", 0.0) for rank in team) / 1e3,
+            "rounds_per_second": rounds / span,
+        }
+    return rows
+
+
+def calibrate(one: dict[str, dict[str, float]], two: dict[str, dict[str, float]]) -> Calibration:
+    """Return what the simulator needs, from one trainer (its step) and two (what the server's link gives when full)."""
+    size = 4.0 * WEIGHTS
+    rate = two["ShadowEASGD"]["rounds_per_second"] * size
+    wire = 2 * size / rate
+    return Calibration(
+        one["none"]["step"], 0.03, size, 0.0, rate, overhead=max(0.0005, one["ShadowEASGD"]["round"] - wire)
+    )
+
+
+def simulated(
+    calibration: Calibration, measured: dict[int, dict[str, dict[str, float]]]
+) -> list[dict[str, float | str]]:
+    """Return, for every number of trainers and strategy, step time and gap as measured and as simulated."""
+    rows: list[dict[str, float | str]] = []
+    for trainers, table in measured.items():
+        for name, algorithm, every in SCALED[1:]:
+            row = table[f"{name}-{every}" if every else name]
+            # the step of that team without synchronisation: on this machine's cores, more trainers are slower
+            own = Calibration(**{**vars(calibration), "step": table["none"]["step"]})
+            told = simulate(own, algorithm, trainers, every or 5)
+            rows.append(
+                {
+                    "trainers": trainers, "strategy": f"{name} {every or ''}".strip(),
+                    "step": row["step"], "step simulated": told.step, "step error": told.step / row["step"] - 1,
+                    "gap": row["gap"], "gap simulated": told.gap, "gap error": told.gap / row["gap"] - 1,
+                    "saturated": float(row["step"] > 1.3 * table["none"]["step"] or algorithm == "shadow_easgd"),
+                }
+            )  # fmt: skip
+    return rows
+
+
+NE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddp": ("ddp", {}),
+    "shadow MA": ("ShadowMA", {}),
+    "shadow MA, shared tables": ("ShadowMA", {"tables": "shared"}),
+    "shadow BMUF": ("ShadowBMUF", {}),
+    "shadow EASGD, shared tables": ("ShadowEASGD", {"tables": "shared"}),
+    "shadow MA, lerp 0.5": ("ShadowMA", {"write": "lerp"}),
+    "shadow MA, rows: mean": ("ShadowMA", {"rows": "mean"}),
+    "fixed rate MA, 5": ("FixedRateMA", {}),
+    "fixed rate MA, 30": ("FixedRateMA", {"every": 30}),
+    "overwrite": ("ShadowMA", {"write": "lerp", "alpha": 1.0, "min_interval": 0.3}),
+    "no sync": ("none", {}),
+}
+
+
+def quality(seed: int, rows: int) -> dict[str, dict[str, float]]:
+    """Return test NE and sync gap of every setting: DLRM on generated clicks, two ranks, equal examples, one seed."""
+    setting = {"seed": seed, "rows": rows, "batch": 256}
+    segments = [{"strategy": name, "options": options, "learn": setting} for name, options in NE_SETTINGS.values()]
+    found = run_team(segments, 2, limit=1500.0)
+    return {
+        name: {"ne": team[0]["metrics"]["ne"], "gap": float(team[0]["stats"].get("sync_gap", 0.0))}
+        for name, team in zip(NE_SETTINGS, found, strict=True)
+    }
