@@ -32,5 +32,9 @@ def register(catalog: Catalog) -> None:
     ):
         for alias in (name, path):
             catalog.strategies.add(alias, f"recloom_shadowsync.named:{path}", summary=summary)
+    catalog.experiments.add(
+        "shadowsync", "recloom_shadowsync.experiments:ShadowSyncExperiment", summary="shadow beside fixed rate and DDP"
+    )
+    catalog.benchmarks.add("shadowsync", "recloom_shadowsync.bench.speed:main", summary="step times on shaped links")
     catalog.benchmarks.add("shadowsync-soak", "recloom_shadowsync.soak:main", summary="random ends, kills and hangs")
     catalog.commands.add("sync-server", "recloom_shadowsync.server:main", summary="hold the centre of EASGD replicas")

@@ -122,7 +122,8 @@ def _centralised(c: Calibration, algorithm: str, trainers: int, every: int, step
     own = c.round_bytes / c.link if c.link else 0.0
     clock = [rng.random() * c.step for _ in range(trainers)]  # when each trainer ended its last step
     begin, done, rounds = [0.0] * trainers, [0] * trainers, [0] * trainers
-    horizon = steps * c.step
+    queue = trainers * c.round_bytes / (c.server * c.servers) if c.server else 0.0
+    horizon = max(steps * c.step, 20 * queue)  # rounds are counted once the queue at the server is as long as it gets
     events = [(clock[i], i, "go") for i in range(trainers)]
     if algorithm == "none":
         events = []
@@ -145,7 +146,7 @@ def _centralised(c: Calibration, algorithm: str, trainers: int, every: int, step
             heapq.heappush(events, (max(up.send(now, c.round_bytes), now + own), i, "answer"))
         else:
             back = max(down.send(now, c.round_bytes), now + own) + c.overhead
-            rounds[i] += 1
+            rounds[i] += int(0.25 * horizon < back <= horizon)
             clock[i] = back
             if blocks and done[i] <= steps // 10:
                 begin[i] = back
@@ -153,7 +154,9 @@ def _centralised(c: Calibration, algorithm: str, trainers: int, every: int, step
     if not blocks:
         mean = sum(_times(c, rng) for _ in range(steps)) / steps
         total = sum(rounds)
-        return Predicted(mean, trainers * c.step / mean, horizon / mean * trainers / total if total else float("inf"))
+        return Predicted(
+            mean, trainers * c.step / mean, 0.75 * horizon / mean * trainers / total if total else float("inf")
+        )
     left = steps - steps // 10
     mean = sum(end - start for end, start in zip(clock, begin, strict=True)) / trainers / left
     return Predicted(mean, trainers * c.step / mean, float(every))
