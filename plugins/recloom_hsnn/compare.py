@@ -124,9 +124,9 @@ def exhaustive(model: RetrievalModule, ids: Ids, codes: Floats, users: Floats) -
     return found, 1000 * (time.process_time() - start) / len(users)
 
 
-def recalls(at: Searched, nodes: tuple[int, ...] | None = None, beam: float = 0.25) -> dict[str, Any]:
+def recalls(at: Searched, nodes: tuple[int, ...] | None = None, **options: Any) -> dict[str, Any]:
     """Return HSNN's recall at `SHARES` (nodes counted), its milliseconds and how evenly leaves are used."""
-    index = HSNNIndex(at.model.parts(), nodes=nodes, beam=beam)
+    index = HSNNIndex(at.model.parts(), nodes=nodes, **options)
     index.build(at.ids, at.codes)
     found: dict[str, Any] = {"stats": index.stats()}
     for share in SHARES:

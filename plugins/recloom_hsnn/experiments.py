@@ -56,6 +56,8 @@ def _measure(setting: Setting, seed: int) -> dict[str, Any]:
         "exhaustive_ms": at.milliseconds,
         "learned": compare.recalls(at),
         "kmeans": compare.recalls(at, setting.sizes),
+        "scores": compare.recalls(at, setting.sizes, space="scores"),
+        "fine": compare.recalls(at, (64, 2048), space="scores", beam=0.12),
         "cascade": compare.cascade(at, first),
         "fresh": compare.freshness(at),
         "large": compare.large(at, setting),
@@ -78,6 +80,8 @@ def _tables(runs: list[dict[str, Any]], report: Report) -> None:
     rows: list[tuple[Any, ...]] = [
         ("HSNN, learned nodes", *(_median(runs, "learned", name, "recall") for name in names)),
         ("HSNN, k-means nodes (SIL)", *(_median(runs, "kmeans", name, "recall") for name in names)),
+        ("HSNN, k-means on scores", *(_median(runs, "scores", name, "recall") for name in names)),
+        ("HSNN, k-means on scores, 2,048 leaves", *(_median(runs, "fine", name, "recall") for name in names)),
         ("cascade: two tower, then the ranker", *(_median(runs, "cascade", name) for name in names)),
     ]
     report.table(("recall of the exhaustive ranker's 100 best, scoring", *names), rows, "Medians over seeds.")

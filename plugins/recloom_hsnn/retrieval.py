@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from recloom.errors import RecloomError
 from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex, best
 from recloom_hsnn.lists import NodeLists
+from recloom_hsnn.profile import Profile
 from recloom_hsnn.tree import Tree, kmeans_tree
 
 PAIRS = 1 << 16  # pairs scored at once
@@ -34,6 +35,8 @@ class HSNNIndex(RetrievalIndex):
             leaves too few there are more.
         beam: Nodes kept at each level but the last, as a share of the level's nodes.
         nodes: Nodes of each level, made by k-means on the items when the index is built; unset: the model's own.
+        space: Where these are near: "codes": in the space of codes. "scores": items are near that the model scores
+            alike, for the last users it was trained on.
         representatives: Whether a node is scored as the item nearest to it, as in the paper, not as its own vector.
         seed: Seed of k-means.
     """
@@ -44,6 +47,7 @@ class HSNNIndex(RetrievalIndex):
         share: float = 0.04,
         beam: float = 0.25,
         nodes: Sequence[int] | None = None,
+        space: Literal["codes", "scores"] = "codes",
         representatives: bool = False,
         seed: int = 0,
     ) -> None:
@@ -55,7 +59,10 @@ class HSNNIndex(RetrievalIndex):
         if not parts.facts.get("begun", True) and not nodes:
             raise RecloomError("the model's nodes have not begun", "Use a later checkpoint, or give the index nodes.")
         self.share, self.beam, self.sizes = share, beam, list(nodes) if nodes else None
-        self.representatives, self.seed = representatives, seed
+        if space not in ("codes", "scores") or (space == "scores" and (not nodes or "anchors" not in parts.tables)):
+            raise RecloomError(f"HSNN: space is {space!r}", "It is codes or scores; scores needs nodes, and an HSNN.")
+        self.representatives, self.seed, self.space = representatives, seed, space
+        self.profile: Profile | None = None
         self._set_tree(Tree.of(parts.tables))
 
     def delete(self, ids: Ids) -> int:
@@ -81,7 +88,8 @@ class HSNNIndex(RetrievalIndex):
     def save(self, folder: Path) -> None:
         """Write faiss's lists and the node tables."""
         self.lists.save(folder / "lists.faiss")
-        tables: dict[str, Any] = {**self.tree.tables(), "scored": self.scored_as}
+        tables: dict[str, Any] = {**self.tree.tables(), **(self.profile.tables() if self.profile else {})}
+        tables |= {f"scored{level}": vectors for level, vectors in enumerate(self.scored_as)}
         np.savez(folder / "nodes.npz", **tables)
         (folder / "settings.json").write_text(json.dumps({"share": self.share, "beam": self.beam}))
 
@@ -89,7 +97,8 @@ class HSNNIndex(RetrievalIndex):
         """Read what `save` wrote."""
         with np.load(folder / "nodes.npz", allow_pickle=False) as found:
             tables = dict(found)
-        scored = tables.pop("scored")
+        scored = [tables.pop(f"scored{level}") for level in range(sum(name.startswith("scored") for name in tables))]
+        self.profile = Profile.of(tables) if "profile_mean" in tables else None
         self._set_tree(Tree.of(tables))
         self.lists = NodeLists.load(folder / "lists.faiss")
         self._set_scored(scored)
@@ -130,15 +139,15 @@ class HSNNIndex(RetrievalIndex):
         self.lists = NodeLists(tree.leaves, self.parts.item_dim)
         self._above = [tree.above(level) for level in range(tree.levels)]
         self._children = [tree.children(level) for level in range(1, tree.levels)]
-        self._set_scored(tree.nodes[-1])
+        self._set_scored(list(tree.nodes) if self.profile is None else [])
         self._recount()
 
-    def _set_scored(self, leaves: Floats) -> None:
-        """Set the vectors that leaves are scored as."""
-        self.scored_as = leaves
+    def _set_scored(self, levels: list[Floats]) -> None:
+        """Set the vectors that nodes are scored as, level by level."""
+        self.scored_as = levels
         wide = self.parts.item_dim
         self._vectors = []
-        for level in [*self.tree.nodes[:-1], leaves]:
+        for level in levels:
             padded = np.zeros((len(level), wide), np.float32)
             padded[:, : level.shape[1]] = level
             self._vectors.append(torch.from_numpy(padded))
@@ -154,26 +163,50 @@ class HSNNIndex(RetrievalIndex):
     def _build(self, ids: Ids, codes: Floats) -> None:
         tree = self.tree
         if self.sizes is not None and tree.column < 0 and len(ids):
-            tree = kmeans_tree(codes[:, : tree.dim], self.sizes, self.seed)
+            if self.space == "scores":
+                anchors = np.asarray(self.parts.tables["anchors"], np.float32)
+                self.profile = Profile.fit(self.parts.scorers["score"], anchors, codes, self.seed)
+            tree = kmeans_tree(self._vectors_of(codes, tree.dim), self.sizes, self.seed)
         self._set_tree(tree)
-        self._add(ids, codes)
+        leaves = self._add(ids, codes)
+        if self.profile is not None:
+            self._set_scored(self._means(codes, leaves))
         if self.representatives and len(ids):
-            self._set_scored(self._representatives(codes[:, : tree.dim]))
+            self._set_scored([*self.scored_as[:-1], self._representatives(codes)])
 
-    def _representatives(self, vectors: Floats) -> Floats:
-        """Return for each leaf the vector nearest to it (algorithm 1, lines 10 to 15)."""
-        corpus = Tree((np.ascontiguousarray(vectors),), ())
-        return np.ascontiguousarray(vectors[corpus.leaf_of(self.tree.nodes[-1])])
+    def _vectors_of(self, codes: Floats, dim: int) -> Floats:
+        """Return items' vectors in the nodes' space."""
+        if self.profile is None:
+            return codes if self.tree.column >= 0 else codes[:, :dim]
+        return self.profile.vectors(self.parts.scorers["score"], codes)
+
+    def _means(self, codes: Floats, leaves: Ids) -> list[Floats]:
+        """Return each level's mean codes of the items below a node."""
+        found: list[Floats] = []
+        for above, level in zip(self._above, self.tree.nodes, strict=True):
+            sums, nodes = np.zeros((len(level), codes.shape[1]), np.float32), above[leaves]
+            np.add.at(sums, nodes, codes)
+            counts = np.maximum(np.bincount(nodes, minlength=len(level)), 1).astype(np.float32)
+            found.append(np.asarray(sums / counts[:, None], np.float32))
+        return found
+
+    def _representatives(self, codes: Floats) -> Floats:
+        """Return for each leaf the code of the item nearest to it (algorithm 1, lines 10 to 15)."""
+        corpus = Tree((np.ascontiguousarray(self._vectors_of(codes, self.tree.dim)),), ())
+        return np.ascontiguousarray(codes[corpus.leaf_of(self.tree.nodes[-1])])
 
     def _upsert(self, ids: Ids, codes: Floats) -> None:
         self.delete(ids)
         self._add(ids, codes)
 
-    def _add(self, ids: Ids, codes: Floats) -> None:
-        if len(ids):
-            leaves = self.tree.leaf_of(codes)
-            self.lists.add(ids, codes, leaves)
-            self._count(leaves, 1)
+    def _add(self, ids: Ids, codes: Floats) -> Ids:
+        """Add items that are not there; return their leaves."""
+        if not len(ids):
+            return np.empty(0, np.int64)
+        leaves = self.tree.leaf_of(self._vectors_of(codes, self.tree.dim))
+        self.lists.add(ids, codes, leaves)
+        self._count(leaves, 1)
+        return leaves
 
     def _search(self, users: Floats, k: int, filter: Filter) -> Found:
         ids = np.full((len(users), k), -1, np.int64)

@@ -169,6 +169,30 @@ print(json.dumps([modules, [each.tolist() for each in ids]]))
     assert np.array_equal(ids, wanted)
 
 
+def test_nodes_of_items_that_are_scored_alike(tmp_path: Path) -> None:
+    """Nodes by k-means on scores: searched, changed and read back like any others."""
+    data = world()
+    model = began(NodesConfig(sizes=[4, 32]), data)
+    model.anchors.copy_(torch.from_numpy(encode(model.user_encoder, data.user_rows(128))))
+    items, users = data.item_rows(), encode(model.user_encoder, data.user_rows(200))[150:]
+    ids, codes = items.ids.numpy(), encode(model.item_encoder, items)
+    index = HSNNIndex(model.parts(), share=0.2, nodes=[4, 32], space="scores")
+    index.build(ids, codes)
+    leaves = index.lists.nodes_of(ids)
+    exact = Exhaustive(model.parts())
+    exact.build(ids, codes)
+    with torch.no_grad():
+        scores = exact.scores(users).numpy()
+    within = sum(scores[:, leaves == leaf].var(axis=1).mean() * (leaves == leaf).mean() for leaf in np.unique(leaves))
+    assert within < 0.5 * scores.var(axis=1).mean()  # a leaf's items are alike for users who made no node
+    index.delete(ids[:100])
+    index.upsert(ids[:100], codes[:100])
+    assert np.array_equal(index.lists.nodes_of(ids), leaves)
+    index.save(tmp_path)
+    again = HSNNIndex(model.parts(), share=0.2, nodes=[4, 32], space="scores").load(tmp_path)
+    assert np.array_equal(again.search(users, 50).ids, index.search(users, 50).ids)
+
+
 def test_soft_assignment_and_residual_levels_are_algorithm_1() -> None:
     torch.manual_seed(3)
     index = HierarchicalIndex(NodesConfig(sizes=[3, 4], layout="residual"), 5)
