@@ -22,11 +22,16 @@ def register(catalog: Catalog) -> None:
         ("index", "index:main", "build and search indexes of items, change what is in them"),
         ("cost", "cost:main", "what a model does for a sample: MACs, parameters"),
         ("export", "export:main", "write a checkpoint as torch.export or ONNX, checked against eager"),
+        ("serve", "serve:main", "answer requests over HTTP with a trained model"),
         ("bench", "commands:bench", "run a plugin's speed measurements"),
         ("reproduce", "commands:reproduce", "run a paper's experiment and judge its claims"),
         ("new-plugin", "scaffold:main", "write a plugin of your own to start from"),
     ):
         catalog.commands.add(name, f"recloom.cli.{path}", summary=summary)
+    catalog.benchmarks.add("serve", "recloom.online.bench:main", summary="a model's latency under load, highest rates")
+    catalog.benchmarks.add(
+        "load", "recloom.online.client:main", summary="requests to a `recloom serve`, and what came back"
+    )
     data = catalog.datamodules
     data.add("SyntheticClicks", "recloom.data.synthetic:SyntheticClicks", summary="clicks of known probability")
     data.add("SyntheticBehaviour", "recloom.data.behaviour:SyntheticBehaviour", summary="histories, times that matter")

@@ -30,10 +30,10 @@ def build_model(config: Path, schema: dict[str, Any] | None = None) -> pl.Lightn
     Raises:
         RecloomError: The file has no model, or one that cannot be built.
     """
-    document = _document(config, "model")
+    section = model_section(config)
     if schema is None:
         schema = build_data(config).schema  # type: ignore[attr-defined]
-    return instantiate_model(document["model"], schema)
+    return instantiate_model(section, schema)
 
 
 def instantiate_model(section: dict[str, Any], schema: dict[str, Any] | FeatureSchema) -> Any:
@@ -41,6 +41,11 @@ def instantiate_model(section: dict[str, Any], schema: dict[str, Any] | FeatureS
     values = schema.to_dict() if isinstance(schema, FeatureSchema) else schema
     init_args = {**(section.get("init_args") or {}), "schema": values}
     return _instantiate({**section, "init_args": init_args}, pl.LightningModule)
+
+
+def model_section(config: Path) -> dict[str, Any]:
+    """Return the `model` of a config file, what it mentions imported; RecloomError when it has none."""
+    return _document(config, "model")["model"]
 
 
 def build_data(config: Path) -> pl.LightningDataModule:

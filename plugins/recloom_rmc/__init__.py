@@ -19,6 +19,10 @@ def register(catalog: Catalog) -> None:
     models.add(
         "MultiTaskWideDeep", "recloom_rmc.multitask:MultiTaskWideDeep", summary="a wide part and a tower for each label"
     )
+    catalog.experiments.add(
+        "rmc", "recloom_rmc.experiments:RMCExperiment", summary="what binds, and serving under load"
+    )
+    catalog.benchmarks.add("rmc", "recloom_rmc.bench.sweep:main", summary="operators, floors, locality of RMC1-3")
     catalog.datamodules.add(
         "SyntheticConversions", "recloom_rmc.conversions:SyntheticConversions", summary="clicks, and what follows them"
     )

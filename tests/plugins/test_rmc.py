@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import yaml
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema, SparseFeature
 from recloom.loading import build_data, build_model
+from recloom.online.replicas import Service, load
 from recloom.plugins import catalog
-from recloom.testing import check_plugin, tiny_batch, tiny_schema
-from recloom_rmc import presets, traces
+from recloom.testing import check_plugin, run_cli, tiny_batch, tiny_schema
+from recloom_rmc import experiments, presets, traces
+from recloom_rmc.bench import breakdown, gather, sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rmc"
 # kFLOP and gathered KiB a sample, GiB of tables: counted by hand from DeepRecSys's JSON files
@@ -144,6 +147,56 @@ def test_sequence_companions_take_another_plugins_encoder(name: str, encoder: st
     model = build_model(path, build_data(path).schema)
     assert type(model.sequence_arch.encoders[0]).__name__ == encoder
     assert [layer.out_features for layer in model.over_arch.linears()] == [200, 80, 1]
+
+
+# Measurements
+
+
+def test_bench(tmp_path: Path) -> None:
+    quick = ["--rows", "0.02", "--batches", "1", "16", "--rounds", "1", "--clock", "cpu", "--out", str(tmp_path)]
+    done = run_cli(["bench", "rmc", "--presets", "rmc1-example", *quick])
+    assert done.code == 0, done.err
+    (found,) = json.loads((tmp_path / "rmc.json").read_text())
+    for row in found["sweep"]:
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert row["shares"]["gather"] > 0
+        assert row["shares"]["FC"] > 0
+        assert row["milliseconds"] > 0
+    small, large = (row["floors_ms"] for row in found["sweep"])
+    assert large["FC"] == pytest.approx(16 * small["FC"])
+    assert {row["trace"] for row in found["locality"]} == set(sweep.TRACES)
+    assert "x FBGEMM" in (tmp_path / "report.md").read_text()
+    assert "perf" in (tmp_path / "report.md").read_text()  # what it offers, or that it does not
+
+
+def test_breakdown_finds_what_a_model_does() -> None:
+    sizes = presets.preset("rmc1").scaled(rows=0.001)
+    gathers = breakdown.breakdown(sizes.build(), sweep.requests(sizes, 256, 3))
+    wide = presets.Preset("fc", "", 1, 100, 32, 1, 512, (1024, 1024), (1024, 1024))
+    multiplies = breakdown.breakdown(wide.build(), sweep.requests(wide, 256, 3))
+    assert gathers["gather"] > 2 * multiplies["gather"]
+    assert multiplies["FC"] > 0.5
+    assert multiplies["FC"] > gathers["FC"]
+
+
+def test_contenders_of_the_gather_agree() -> None:
+    sizes = presets.preset("rmc1-example").scaled(rows=0.02)
+    model = sizes.build()
+    good = gather._torch(model.sparse_arch, sizes)
+    ((_, ids, offsets),) = sweep.requests(sizes, 4, 1)
+    with torch.no_grad():
+        gather._agree({"recloom": model.sparse_arch, "torch": good}, ids, offsets)
+        with pytest.raises(AssertionError, match="wrong"):
+            gather._agree({"recloom": model.sparse_arch, "wrong": lambda i, o: good(i.flip(0), o)}, ids, offsets)
+
+
+def test_written_config_is_the_preset(tmp_path: Path) -> None:
+    sizes = presets.preset("rmc1-example").scaled(rows=0.01)
+    path = experiments.write_config(sizes, tmp_path / "it.yaml")
+    model, pool = load(Service(path, rows=32, fresh=True))
+    assert [t.num_embeddings for t in model.sparse_arch.tables] == [1000] * 5
+    lengths = pool.take(32).sparse_features.lengths
+    assert lengths.float().mean() == pytest.approx(80, rel=0.1)
 
 
 # Traces

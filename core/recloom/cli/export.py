@@ -16,7 +16,7 @@ A history NAME: `NAME`, batch x steps x ids, the latest step last; `NAME_lengths
 def main(argv: list[str]) -> int:
     """Export the model of a run, or of a config file and a checkpoint."""
     options = _parse(argv)
-    config, checkpoint = _source(options)
+    config, checkpoint = source(options)
     # imported here: `recloom export --help` needs no torch
     from recloom.cli import quiet
     from recloom.export import SUFFIX, export_model
@@ -70,7 +70,7 @@ def _batch_size(text: str) -> str:
     return text
 
 
-def _source(options: argparse.Namespace) -> tuple[Path, Path]:
+def source(options: argparse.Namespace) -> tuple[Path, Path]:
     """Return the config file and the checkpoint that the options name."""
     if (options.run is None) == (options.config is None):
         raise RecloomError("give either --run DIR or --config FILE", "See recloom export --help.")
