@@ -12,7 +12,7 @@ from recloom_pim import constants
 
 SCOPE: dict[Budget, str] = {
     "small": "200,000 generated clicks a seed, passed three times, models of up to 3 blocks, supernets of 1,000 "
-    "steps, 96 candidates a search, of which 5, and 5 of the co-search's smaller ones on two kinds of crossbars, "
+    "steps, 96 candidates a search, of which 5, and 10 of the co-search's smaller ones on two kinds of crossbars, "
     "are trained from scratch: it shows what searching the crossbars too is worth on such data, and how much of it "
     "the crossbars, the bits and the model are. It cannot show what real click logs gain, where larger models are "
     "worth more, nor what the paper's own cost model, which is not public, would say.",
@@ -74,7 +74,7 @@ class PIMExperiment(Experiment):
 def _small() -> Any:
     from recloom_pim.setting import Setting
 
-    return Setting(3, (16, 32, 64, 128), (16, 32), (200_000, 100_000, 150_000), 1000, 96)
+    return Setting(3, (8, 16, 32, 64, 128), (4, 8, 16, 32), (200_000, 100_000, 150_000), 1000, 96)
 
 
 def _full() -> Any:

@@ -64,7 +64,7 @@ class Setting:
     trials: int
     finetune_steps: int = 30
     retrain: int = 5
-    retrain_together: int = 10
+    retrain_together: int = 20
     epochs: int = 3
     repeats: int = 3
     device: Device = field(default_factory=lambda: Device(variation=0.02, stuck_off=0.001, stuck_on=0.0001))
