@@ -6,6 +6,7 @@ or an accelerator of its own. Only ratios within one team of processes are compa
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
@@ -72,6 +73,24 @@ def full_cores(repeats: int = 4) -> dict[str, float]:
         ratios["ShadowMA"].append(times[1] / times[0])
         ratios["ddp"].append(times[2] / times[0])
     return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def death() -> dict[str, float]:
+    """Return what the death of rank 2 of 3 costs rank 0, in seconds.
+
+    By how much its longest step is longer than its median one, around the death and, for comparison, before it; and
+    the time until the group is rebuilt.
+    """
+    segment = {**toy("ShadowMA", 120, on_peer_loss="continue", cpu_budget=0.2), "dies": {"2": 60}}
+    ((first, _),) = run_team([segment], 3)
+    steps = [b - a for a, b in itertools.pairwise(first["times"])]
+    usual = statistics.median(steps)
+    return {
+        "stall": max(steps[50:90]) - usual,
+        "stall before": max(steps[10:50]) - usual,
+        "rebuild": first["stats"]["rebuild_seconds"],
+        "lost": first["stats"]["ranks_lost"],
+    }
 
 
 SCALED: tuple[tuple[str, Algorithm, int], ...] = (

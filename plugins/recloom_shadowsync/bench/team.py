@@ -34,6 +34,9 @@ def run_team(
         server_place: Where a sync server runs, for the segments with EASGD; by default beside rank 0.
         limit: Seconds for all.
 
+    Returns:
+        Of ranks that a segment makes die there is nothing.
+
     Raises:
         RuntimeError: A process failed; its last words are in the message.
     """
@@ -48,13 +51,15 @@ def run_team(
                 segments = [_with_server(segment, address) for segment in segments]
             (folder / "segments.json").write_text(json.dumps(segments))
             processes = [_rank(rank, ranks, folder, links) for rank in range(ranks)]
-            _join(processes, folder, limit)
-            found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+            dead = {int(rank) for segment in segments for rank in segment.get("dies", {})}
+            _join(processes, folder, limit, dead)
+            paths = [folder / f"{rank}.json" for rank in range(ranks) if rank not in dead]
+            found = [json.loads(path.read_text()) for path in paths]
         finally:
             if server is not None:
                 server.kill()
                 server.communicate()
-        return [[found[rank][index] for rank in range(ranks)] for index in range(len(segments))]
+        return [[rank[index] for rank in found] for index in range(len(segments))]
 
 
 def _with_server(segment: Segment, address: str) -> Segment:
@@ -100,10 +105,10 @@ def _free_port(folder: Path) -> int:
     return int(note.read_text())
 
 
-def _join(processes: list[subprocess.Popen[bytes]], folder: Path, limit: float) -> None:
+def _join(processes: list[subprocess.Popen[bytes]], folder: Path, limit: float, dead: set[int]) -> None:
     try:
         for rank, process in enumerate(processes):
-            if process.wait(limit):
+            if process.wait(limit) and rank not in dead:
                 raise RuntimeError(
                     f"rank {rank} of a measurement failed: {(folder / f'{rank}.log').read_text()[-1500:]}"
                 )

@@ -37,7 +37,7 @@ def strategy_of(name: str, options: dict[str, Any]) -> RecloomStrategy:
 def run_segment(segment: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     """Do one fit; return its steps' end times and the strategy's figures, and for `learn` the test metrics."""
     strategy = strategy_of(segment["strategy"], segment.get("options", {}))
-    times = StepTimes()
+    times = StepTimes(segment.get("dies", {}).get(str(rank), 0))
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, num_nodes=world, strategy=strategy, max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
