@@ -87,10 +87,12 @@ class GroupTransport(Transport):
         self.timeout = timeout
         self.compression: Compression = compression
         self._leads = leads
-        self._give, self._reduce = Feedback(compression, carry), Feedback(compression)
+        self._carry = carry
         self._connect()
 
     def _connect(self) -> None:
+        # what was owed was owed by parts of the vector that a smaller group cuts elsewhere
+        self._give, self._reduce = Feedback(self.compression, self._carry), Feedback(self.compression)
         ranks, rank = self.members.ranks, self.members.rank
         self._control = self._group("control", ranks)
         leaders = [other for other in ranks if self._leads(other, ranks)]

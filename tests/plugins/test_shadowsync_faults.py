@@ -32,7 +32,7 @@ def _server():
 @pytest.mark.parametrize(
     "case",
     [
-        schedule("ShadowMA", "kill"),  # the group is rebuilt
+        schedule("ShadowMA", "kill", compression="int8"),  # the group is rebuilt
         schedule("ShadowMA", "hang"),  # noticed at the timeout of a round
         schedule("ShadowEASGD", "kill"),
         schedule("ShadowMA", "kill", victim=0),  # with rank 0 goes the store: the others end
