@@ -1,4 +1,4 @@
-"""EDGE (Chen et al. 2021, arXiv 2112.07768): dynamic graphs, learned in parallel; JODIE beside it."""
+"""EDGE (Chen et al. 2021, arXiv 2112.07768): dynamic graphs, learned in parallel; JODIE and TGN beside it."""
 
 from __future__ import annotations
 
@@ -16,3 +16,6 @@ def register(catalog: Catalog) -> None:
     models = catalog.models
     models.add("EDGE", "recloom_edge.model:EDGE", summary="dynamic embeddings; a few nodes decoupled")
     models.add("JODIE", "recloom_edge.jodie:JODIE", summary="two RNNs, a projection, t-batches (Kumar et al. 2019)")
+    catalog.benchmarks.add("edge", "recloom_edge.bench.speed:main", summary="EDGE's training speed beside JODIE's")
+    models.add("TGN", "recloom_edge.tgn:TGN", summary="memory and attention (Rossi et al. 2020)", extra="edge")
+    catalog.experiments.add("edge", "recloom_edge.experiments:EDGEExperiment", summary="steps and quality by share")

@@ -20,7 +20,6 @@ from recloom.optim import OptimizerConfig, build_optimizer
 from recloom.plugins import host
 from recloom_edge.evaluate import Evaluation, Protocol
 
-REPLAY = 2000  # events of a window when nothing is scored
 SHOWN = ("mrr", "recall", "ap")
 
 
@@ -33,7 +32,12 @@ class StreamModel(LightningModule, ABC):
     Args:
         schema: The stream's schema, filled in from the data module.
         optimizer: Optimizers and learning rates.
+
+    Attributes:
+        replay_window: Events of a window when nothing is scored.
     """
+
+    replay_window: int = 2000
 
     def __init__(self, schema: dict[str, Any] | None, optimizer: OptimizerConfig | None) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class StreamModel(LightningModule, ABC):
         self.reset()
         with torch.no_grad():
             for part in parts:
-                for window in windows(part, REPLAY):
+                for window in windows(part, self.replay_window):
                     self.observe(window.to(self.device))
 
     # Lightning's hooks

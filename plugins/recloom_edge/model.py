@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recloom.data.streams.module import EventWindow
+from recloom.data.streams.module import EventWindow, windows
 from recloom.data.streams.stream import EventStream
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
@@ -136,10 +136,7 @@ class EDGE(StreamModel):
                 self._observe_all(part)
 
     def _observe_all(self, part: EventStream) -> None:
-        from recloom.data.streams.module import windows
-        from recloom_edge.base import REPLAY
-
-        for window in windows(part, REPLAY):
+        for window in windows(part, self.replay_window):
             self.observe(window.to(self.device))
 
     # The recurrence

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from recloom import checkpoint
 from recloom.data.streams.folder import load_stream
 from recloom.data.streams.module import window_of, windows
 from recloom.data.streams.powerlaw import PowerLawStream
 from recloom.data.streams.stream import EventStream
+from recloom.errors import ComponentImportError
+from recloom.plugins import catalog
 from recloom.testing import check_plugin, run_cli
 from recloom_edge import kernels, partition, plain
 from recloom_edge.cells import make_cell
@@ -260,6 +264,80 @@ def test_the_future_does_not_reach_the_past(kind: str, unipartite: bool) -> None
     found = scores(changed, 1000)
     assert torch.equal(found[: middle - start + 1], honest[: middle - start + 1])
     assert not torch.allclose(found[middle - start + 1 :], honest[middle - start + 1 :]), "and the past is used"
+
+
+def test_tgn_sees_nothing_of_its_batch_or_later() -> None:
+    pytest.importorskip("dgl")
+    from recloom_edge.tgn import TGN
+
+    torch.manual_seed(0)
+    stream = small(600)
+    model = TGN(stream.schema().to_dict(), dim=8, neighbours=3).eval()
+    start = stream.span("val")[0]
+
+    def scores(of: EventStream) -> torch.Tensor:
+        model.replay([of.slice(0, start)])
+        return torch.cat([model.score(window) for window in windows(of, 20, start)])
+
+    honest = scores(stream)
+    other = stream.destination.clone()
+    other[start + 40 :] = (other[start + 40 :] + 7) % 25
+    changed = EventStream(stream.source, other, stream.time, 40, 25)
+    found = scores(changed)
+    assert torch.equal(found[:60], honest[:60]), "the batch that begins with the change has not seen it yet"
+    assert not torch.allclose(found[60:], honest[60:])
+
+
+def test_tgn_keeps_last_messages_and_recent_neighbours() -> None:
+    pytest.importorskip("dgl")
+    from recloom_edge.tgn import TGN
+
+    stream = small(300)
+    model = TGN(stream.schema().to_dict(), dim=8, neighbours=4)
+    model.replay([stream])
+    last: dict[int, list[tuple[int, int]]] = {}
+    for u, v, now in zip(stream.source.tolist(), (stream.destination + 40).tolist(), stream.time.tolist(), strict=True):
+        last.setdefault(u, []).insert(0, (v, now))
+        last.setdefault(v, []).insert(0, (u, now))
+    for node, line in last.items():
+        assert (int(model.told_by[node]), int(model.told_at[node])) == line[0]
+        wanted = (line + [(-1, 0)] * 4)[:4]
+        assert model.near[node].tolist() == [other for other, _ in wanted]
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    model.reset()
+    for window in windows(stream, 100):
+        optimizer.zero_grad()
+        model.train_window(window).backward()
+        optimizer.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "memory learns too"
+
+
+def test_what_to_install_is_said_where_dgl_is_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "dgl", None)
+    monkeypatch.delitem(sys.modules, "recloom_edge.tgn", raising=False)
+    with pytest.raises(ComponentImportError, match=r"recloom\[edge\]"):
+        catalog().models.load("TGN")
+    assert catalog().models.load("EDGE") is EDGE
+
+
+def test_a_resumed_fit_equals_one_that_never_stopped(tmp_path: Path) -> None:
+    common = ["--model=EDGE", "--model.dim=16", "--model.share=0.1", "--data=PowerLawEvents", "--data.events=3000"]
+    common += ["--data.sources=60", "--data.destinations=30", "--data.window=200", "--trainer.accelerator=cpu"]
+    common += ["--trainer.enable_progress_bar=false", "--trainer.num_sanity_val_steps=0", "--trainer.logger=false"]
+    common += ["--checkpoint.monitor=val_mrr", "--checkpoint.mode=max", "--trainer.limit_val_batches=1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_cli(["fit", *common, f"--run_dir={whole}", "--trainer.max_steps=15"]).code == 0
+    assert run_cli(["fit", *common, f"--run_dir={parts}", "--trainer.max_steps=7"]).code == 0
+    last = parts / "checkpoints" / "last.ckpt"
+    resumed = [f"--ckpt_path={last}", f"--run_dir={parts}-2", "--trainer.max_steps=15"]
+    result = run_cli(["fit", *common, *resumed])
+    assert result.code == 0, result.err
+    folder = next(path for path in (tmp_path / "parts-2", parts) if (path / "checkpoints").exists())
+    one, two = (checkpoint.read(path / "checkpoints" / "last.ckpt") for path in (whole, folder))
+    assert one["global_step"] == two["global_step"] == 15
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
 
 
 def test_the_evaluator_gives_nothing_away() -> None:

@@ -1,0 +1,191 @@
+"""Training events a second: EDGE beside JODIE by t-batches and event by event, and the partitioner.
+
+    recloom bench edge --data build/wiki               # a stream that `recloom prepare jodie` wrote, and a made one
+    recloom bench edge                                 # the generated one alone
+    recloom bench edge --large 100_000_000             # also: generate, write and sweep that many events
+
+All contenders train on the same windows of the same streams, with states of one width, and take turns; a turn is a few
+windows, forward, backward and optimizer step. Printed are medians over turns, and medians of the turns' ratios. What is
+measured is the CPU time of one thread, which other users of the machine do not change much. "torch" is EDGE with its
+recurrence level by level in torch operations; "exact" has no decoupled nodes. JODIE has its own loss: one prediction an
+event, where EDGE scores all (Wikipedia) or 1,024 (generated) candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recloom.data.streams.folder import load_stream
+from recloom.data.streams.module import EventWindow, windows
+from recloom.data.streams.powerlaw import PowerLawStream
+from recloom.data.streams.stream import EventStream
+from recloom.optim import OptimizerConfig, build_optimizer
+from recloom_edge import partition
+from recloom_edge.base import StreamModel
+from recloom_edge.jodie import JODIE
+from recloom_edge.model import EDGE
+
+OPTIMIZER = OptimizerConfig("Adam", 0.001, sparse="adagrad", sparse_lr=0.02)
+
+
+class Contender:
+    """A model in training.
+
+    Args:
+        name: Its name.
+        model: The model.
+        training: The training events.
+        size: Events of a window.
+        turn: Events of a turn.
+    """
+
+    def __init__(self, name: str, model: StreamModel, training: EventStream, size: int, turn: int) -> None:
+        self.name, self.model, self.turn = name, model, turn
+        model.prepare(training)
+        self.optimizer, _ = build_optimizer(model, OPTIMIZER)
+        self._windows: Iterator[EventWindow] = itertools.cycle(windows(training, min(size, turn)))
+        self.rates: list[float] = []
+
+    def run(self) -> None:
+        """Train for a turn."""
+        done, start = 0, time.process_time()
+        while done < self.turn:
+            window = next(self._windows)
+            if window.start == 0:
+                self.model.reset()
+            self.optimizer.zero_grad()
+            self.model.train_window(window).backward()
+            self.optimizer.step()
+            done += len(window)
+        self.rates.append(done / (time.process_time() - start))
+
+
+def contenders(training: EventStream, dim: int, size: int, share: float) -> list[Contender]:
+    """Return all contenders for a stream."""
+    schema = training.schema().to_dict()
+    few = training.num_destinations <= 2048
+    edge: dict[str, Any] = {"dim": dim, "static_dim": dim, "method": "activity", "candidates": 2048 if few else 1024}
+    jodie: dict[str, Any] = {"dim": dim, "static_dim": 0 if few else dim}
+    makers: dict[str, tuple[Callable[[], StreamModel], int]] = {
+        "EDGE": (lambda: EDGE(schema, **edge, update="rnn", share=share), 8),
+        "EDGE, GRU": (lambda: EDGE(schema, **edge, share=share), 8),
+        "EDGE, exact": (lambda: EDGE(schema, **edge, update="rnn", share=0), 8),
+        "EDGE, exact, torch": (lambda: EDGE(schema, **edge, update="rnn", share=0, compiled=False), 1),
+        "JODIE, t-batch": (lambda: JODIE(schema, **jodie), 1),
+        "JODIE, event by event": (lambda: JODIE(schema, **jodie, schedule="event"), 1),
+    }
+    found = []
+    for name, (make, turns) in makers.items():
+        torch.manual_seed(0)
+        found.append(Contender(name, make(), training, size, turns * size))
+    return found
+
+
+def measure(stream: EventStream, rounds: int, dim: int, size: int, share: float) -> list[dict[str, Any]]:
+    """Let the contenders take turns; return a row each."""
+    training = stream.slice(*stream.span("train"))
+    group = contenders(training, dim, size, share)
+    for contender in group:
+        contender.run()  # warms up
+        contender.rates.clear()
+    for turn in range(rounds):
+        first = turn % len(group)
+        for contender in group[first:] + group[:first]:
+            contender.run()
+    base = {c.name: c.rates for c in group}
+    rows = []
+    for contender in group:
+        ratios = {
+            name: statistics.median(a / b for a, b in zip(contender.rates, base[name], strict=True))
+            for name in ("JODIE, t-batch", "JODIE, event by event")
+        }
+        rate = statistics.median(contender.rates)
+        rows.append({"contender": contender.name, "events_per_second": rate, "ratios": ratios})
+    return rows
+
+
+def sweep_rate(stream: EventStream, repeats: int = 10) -> float:
+    """Return how many events a second of CPU time the partitioner sweeps, with 1% of the nodes decoupled."""
+    mask = partition.by_activity(stream, stream.num_nodes // 100)
+    rates = []
+    for _ in range(repeats):
+        sweep = partition.LevelSweep(stream.num_nodes, stream.node_offset, mask)
+        start = time.process_time()
+        sweep.add(stream.source, stream.destination)
+        rates.append(len(stream) / max(time.process_time() - start, 1e-9))
+    return statistics.median(rates)
+
+
+def large(events: int, folder: Path, rate: float) -> None:
+    """Generate, write and sweep a long stream, and print what that takes; training time is extrapolated."""
+    config = PowerLawStream(events=events, sources=900_000, destinations=100_000)
+    start = time.perf_counter()
+    stream = config.write(folder)
+    print(
+        f"{events:,} events of {stream.num_nodes:,} nodes generated and written in {time.perf_counter() - start:.0f} s"
+    )
+    for share in (0.0, 0.01):
+        mask = partition.choose(stream, "activity", share)
+        start = time.process_time()
+        found = partition.partition(stream, mask)
+        seconds = time.process_time() - start
+        print(f"{share:.0%} decoupled: {found.steps:,} steps, {seconds:.1f} s of CPU")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory {peak:.1f} GiB, pages of the mapped file included")
+    print(f"EXTRAPOLATED, not measured: an epoch at {rate:,.0f} events/s takes {events / rate / 3600:.1f} h")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = ["| contender | events/s | x t-batch | x event by event |", "|---|---|---|---|"]
+    for row in rows:
+        ratios = row["ratios"].values()
+        lines.append(
+            f"| {row['contender']} | {row['events_per_second']:,.0f} | {' | '.join(f'{r:.2f}' for r in ratios)} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print the tables, and return 0."""
+    parser = argparse.ArgumentParser(
+        prog="recloom bench edge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of a stream, such as Wikipedia's")
+    parser.add_argument("--events", type=int, default=1_000_000, help="events of the generated stream")
+    parser.add_argument("--dim", type=int, default=64, help="width of states")
+    parser.add_argument("--window", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large", type=int, default=0, metavar="N", help="also sweep a stream of N events")
+    parser.add_argument("--folder", type=Path, help="where that is written (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="file for the results as JSON")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    streams = {} if options.data is None else {str(options.data): (load_stream(options.data), 0.05)}
+    generated = PowerLawStream(events=options.events).build()
+    streams[f"power law, {options.events:,} events"] = (generated, 0.01)
+    results: dict[str, Any] = {}
+    for name, (stream, share) in streams.items():
+        rows = measure(stream, options.rounds, options.dim, options.window, share)
+        results[name] = {"rows": rows, "sweep": sweep_rate(stream)}
+        swept = results[name]["sweep"] / 1e6
+        print(f"{name}: {share:.0%} decoupled; the partitioner sweeps {swept:,.0f} million events/s")
+        print(table(rows), flush=True)
+    if options.large:
+        rate = rows[0]["events_per_second"]
+        with tempfile.TemporaryDirectory() as folder:
+            large(options.large, options.folder or Path(folder) / "stream", rate)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return 0

@@ -1,0 +1,152 @@
+"""`recloom reproduce edge`: steps and quality against the share of decoupled nodes, with and without matching."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+from typing import Any
+
+from recloom.data.streams.module import EventStreams, PowerLawEvents, StreamDataModule
+from recloom.data.streams.powerlaw import PowerLawStream
+from recloom.data.streams.stream import EventStream
+from recloom.document import Report
+from recloom.experiment import Budget, Claim, Experiment, Lab
+from recloom_edge import partition
+from recloom_edge.compare import Contender, train
+
+SHARES = (0.0, 0.01, 0.05, 0.1)
+GENERATED: dict[Budget, dict[str, Any]] = {
+    "small": {"events": 60_000, "sources": 6_000, "destinations": 1_000},
+    "full": {"events": 1_000_000, "sources": 100_000, "destinations": 20_000, "eval_window": 500},
+}
+EPOCHS: dict[Budget, int] = {"small": 3, "full": 10}
+METRICS = ("mrr", "recall", "ap", "auc", "historical_ap", "inductive_ap", "new_mrr", "new_ap")
+SCOPE: dict[Budget, str] = {
+    "small": "3 epochs on 60,000 generated events and, with --data, on a stream such as Wikipedia's. It shows what "
+    "decoupling does to one model; the paper's own streams, models and settings were not at hand.",
+    "full": "10 epochs on a million generated events and on the stream of --data.",
+}
+Runs = dict[str, list[dict[str, float]]]
+
+
+class EDGEExperiment(Experiment):
+    """How much is gained in parallelism, and lost in quality, by decoupling a few nodes."""
+
+    paper = "Chen et al. 2021, Efficient Dynamic Graph Representation Learning at Scale, arXiv 2112.07768"
+    summary = (
+        "Sequential steps of a power-law stream of a million events, and of a real one with --data, against the share "
+        "of decoupled nodes. Test quality of EDGE without decoupled nodes (exact), with 1, 5 and 10% of them, and with "
+        "5 and 10% without the matching loss; of JODIE and (with --data) TGN; and of two rules that only count. The "
+        "epoch is chosen on validation."
+    )
+    scope = SCOPE
+
+    def run(self, lab: Lab, report: Report) -> list[Claim]:
+        """Measure everything; return the claims."""
+        long = PowerLawStream(repeat=0, follow=0).build()
+        claims = _steps(lab, report, "power law", long, {0.01: 400.0})
+        generated = PowerLawEvents(**GENERATED[lab.budget])
+        if lab.data is None:
+            report.section("A real stream")
+            report.text("Not measured: no --data. `recloom prepare jodie --input CSV --output DIR` writes one.")
+        else:
+            real = EventStreams(lab.data)
+            claims += _steps(lab, report, "real", real.stream, {0.01: 4.0, 0.05: 10.0})
+            claims += _quality(lab, report, "real", real)
+        return claims + _quality(lab, report, "generated", generated)
+
+
+def _steps(lab: Lab, report: Report, name: str, stream: EventStream, targets: dict[float, float]) -> list[Claim]:
+    """Count sequential steps by share, chosen by activity and greedily."""
+
+    def count(share: float, method: str) -> list[float]:
+        found = partition.partition(stream, partition.choose(stream, method, share) if share else None)
+        return [found.steps, found.parallelism, found.cut_share]
+
+    key = name.replace(" ", "-")
+    found: dict[tuple[float, str], list[float]] = {}
+    for share in SHARES:
+        for method in partition.METHODS:
+            if method == "greedy" and len(stream) > 500_000 and share > 0.01:
+                continue  # minutes, for a stream on which activity does as well
+            measure = functools.partial(count, share, method)
+            found[share, method] = lab.once(f"steps-{key}-{method}-{share}", measure)
+    report.section(f"Sequential steps: {name} stream of {len(stream):,} events")
+    rows = [
+        (f"{share:.0%}", method, int(steps), round(parallel, 1), f"{cut:.1%}")
+        for (share, method), (steps, parallel, cut) in found.items()
+    ]
+    report.table(("decoupled", "chosen by", "steps", "events a step", "dependencies cut"), rows)
+    plain, claims = found[0.0, "activity"][0], []
+    for share, target in targets.items():
+        best = min(steps for (s, _), (steps, _, _) in found.items() if s == share)
+        text = f"{share:.0%} of the nodes decoupled divide the steps ({name} stream) by at least {target:.0f}"
+        claims.append(Claim(f"steps-{key}-{share:.0%}".rstrip("%"), text, plain / best, f">= {target:.0f}"))
+    return claims
+
+
+def _contenders(data: StreamDataModule, real: bool) -> dict[str, Contender]:
+    """Return the models by title; TGN only on real streams, and where DGL is installed."""
+    adam = {"dense": "Adam", "dense_lr": 0.001, "sparse": "adagrad", "sparse_lr": 0.05}
+    found = {"exact": Contender(options={"share": 0.0})}
+    order = (0.05, 0.01, 0.1)
+    found |= {f"{share:.0%} decoupled": Contender(options={"share": share}) for share in order}
+    for share in SHARES[2:]:
+        found[f"{share:.0%} decoupled, no matching"] = Contender(options={"share": share, "matching": 0.0})
+    if data.stream.bipartite:
+        few = data.stream.num_destinations <= 2048
+        found["JODIE"] = Contender("JODIE", {"dim": 64, "static_dim": 0 if few else 64}, adam)
+    if real and importlib.util.find_spec("dgl"):
+        found["TGN"] = Contender("TGN", {}, {"dense": "Adam", "dense_lr": 0.0003}, window=200)
+    return found
+
+
+def _quality(lab: Lab, report: Report, name: str, data: StreamDataModule) -> list[Claim]:
+    """Train every contender with every seed; compare them on the test events."""
+    runs: Runs = {}
+    for title, contender in _contenders(data, name == "real").items():
+        key = f"{name}-{title}".replace(" ", "-").replace(",", "").replace("%", "")
+        measure = functools.partial(train, contender, data, EPOCHS[lab.budget])
+        runs[title] = lab.each_seed(key, measure)
+    report.section(f"Quality: {name} stream")
+    report.table(("model", *METRICS, "seconds"), _rows(runs), "Test events; means over seeds, ± their deviation.")
+    exact = _mean(runs["exact"], "mrr")
+    claims = [
+        Claim(f"{name}-mrr-{share:.0%}".rstrip("%"), f"{share:.0%} decoupled: MRR over the exact model's ({name})",
+              _mean(runs[f"{share:.0%} decoupled"], "mrr") / exact, ">= 0.98")
+        for share in SHARES[1:]
+    ]  # fmt: skip
+    gain = _mean(runs["10% decoupled"], "mrr") - _mean(runs["10% decoupled, no matching"], "mrr")
+    text = f"10% decoupled: the matching loss is worth something (MRR with it - without, {name})"
+    claims.append(Claim(f"{name}-matching", text, gain, "> 0"))
+    one = _mean(runs["5% decoupled"], "mrr") - _mean(runs["exact"], "recent_mrr")
+    claims.append(Claim(f"{name}-recent", f"MRR over that of the most recent destination ({name})", one, "> 0"))
+    for other in ("JODIE", "TGN"):
+        for metric in ("mrr", "ap") if other in runs else ():
+            margin = _mean(runs["5% decoupled"], metric) - _mean(runs[other], metric)
+            text = f"5% decoupled: {metric.upper()} minus {other}'s ({name})"
+            claims.append(Claim(f"{name}-{other.lower()}-{metric}", text, margin, ">= 0"))
+    return claims
+
+
+def _rows(runs: Runs) -> list[tuple[str, ...]]:
+    rows = [
+        (title, *(_shown(r, metric) for metric in METRICS), f"{_mean(r, 'seconds'):.0f}") for title, r in runs.items()
+    ]
+    for rule in ("recent", "popularity"):
+        names = [f"new_{rule}_{m[4:]}" if m.startswith("new_") else f"{rule}_{m}" for m in METRICS]
+        rows.append((f"most {rule}" if rule == "recent" else rule, *(_shown(runs["exact"], m) for m in names), ""))
+    return rows
+
+
+def _mean(runs: list[dict[str, float]], key: str) -> float:
+    return statistics.fmean(run[key] for run in runs)
+
+
+def _shown(runs: list[dict[str, float]], key: str) -> str:
+    values = [run[key] for run in runs if key in run]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"

@@ -1,0 +1,34 @@
+"""`recloom reproduce edge` and `recloom bench edge`, made small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from recloom.data.streams.powerlaw import PowerLawStream
+from recloom.testing import run_cli
+from recloom_edge import experiments
+
+
+def test_the_experiment(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        experiments, "PowerLawStream", lambda **options: PowerLawStream(2000, 100, 50, 0.8, 1.0, **options)
+    )
+    monkeypatch.setitem(experiments.GENERATED, "small", {"events": 2000, "sources": 100, "destinations": 50})
+    monkeypatch.setitem(experiments.EPOCHS, "small", 1)
+    result = run_cli(["reproduce", "edge", "--out", str(tmp_path / "out")])
+    assert result.code == 0, result.err
+    claims = {claim["id"]: claim for claim in json.loads((tmp_path / "out" / "claims.json").read_text())}
+    assert {"steps-power-law-1", "generated-mrr-5", "generated-matching", "generated-jodie-mrr"} <= claims.keys()
+    assert all(0 < claims[f"generated-mrr-{share}"]["measured"] < 2 for share in (1, 5, 10))
+    assert "most recent" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_benchmark(tmp_path: Path) -> None:
+    options = ["--events", "1000", "--window", "100", "--rounds", "1", "--dim", "16", "--large", "20000"]
+    result = run_cli(["bench", "edge", *options, "--out", str(tmp_path / "out.json")])
+    assert result.code == 0, result.err
+    (found,) = json.loads((tmp_path / "out.json").read_text()).values()
+    assert [row["contender"] for row in found["rows"]][-1] == "JODIE, event by event"
+    assert found["rows"][-1]["ratios"]["JODIE, event by event"] == 1
+    assert "EXTRAPOLATED, not measured" in result.out
