@@ -122,6 +122,14 @@ class TGN(StreamModel):
             "near_at": ((neighbours,), torch.int64, 0),
             "near_told": ((neighbours, self.num_features), torch.float32, 0),
         }
+        self.states: Tensor
+        self.updated: Tensor
+        self.told_by: Tensor
+        self.told_at: Tensor
+        self.told: Tensor
+        self.near: Tensor
+        self.near_at: Tensor
+        self.near_told: Tensor
         self._empty = {name: value for name, (_, _, value) in shapes.items()}
         for name, (shape, kind, value) in shapes.items():
             self.register_buffer(name, torch.full((self.num_nodes, *shape), value, dtype=kind))

@@ -8,7 +8,7 @@ All contenders train on the same windows of the same streams, with states of one
 windows, forward, backward and optimizer step. Printed are medians over turns, and medians of the turns' ratios. What is
 measured is the CPU time of one thread, which other users of the machine do not change much. "torch" is EDGE with its
 recurrence level by level in torch operations; "exact" has no decoupled nodes. JODIE has its own loss: one prediction an
-event, where EDGE scores all (Wikipedia) or 1,024 (generated) candidates.
+event, where EDGE scores all (Wikipedia) or 256 (generated) candidates.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def contenders(training: EventStream, dim: int, size: int, share: float) -> list
     """Return all contenders for a stream."""
     schema = training.schema().to_dict()
     few = training.num_destinations <= 2048
-    edge: dict[str, Any] = {"dim": dim, "static_dim": dim, "method": "activity", "candidates": 2048 if few else 1024}
+    edge: dict[str, Any] = {"dim": dim, "static_dim": dim, "method": "activity", "candidates": 2048 if few else 256}
     jodie: dict[str, Any] = {"dim": dim, "static_dim": 0 if few else dim}
     makers: dict[str, tuple[Callable[[], StreamModel], int]] = {
         "EDGE": (lambda: EDGE(schema, **edge, update="rnn", share=share), 8),
