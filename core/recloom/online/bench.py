@@ -226,7 +226,7 @@ def colocated(services: list[Any], sizes: Sizes, options: Any) -> dict[str, Any]
             ]
             return all(served.holds(target) for served in fleet.run(schedules, target))
 
-        bound = highest_rate(holds, 100.0, options.repeats)
+        bound = highest_rate(holds, 100.0, options.repeats, halvings=4)
     rate = bound.estimate
     names = [{**dataclasses.asdict(service), "config": str(service.config)} for service in services]
     print(f"{len(services)} side by side: {rate} requests/s each", flush=True)

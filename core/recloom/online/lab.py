@@ -184,7 +184,12 @@ class Bound:
 
 
 def highest_rate(
-    run: Callable[[float, int], bool], start: float, repeats: int = 3, steps: int = 5, largest: float = 1e7
+    run: Callable[[float, int], bool],
+    start: float,
+    repeats: int = 3,
+    steps: int = 5,
+    largest: float = 1e7,
+    halvings: int = 20,
 ) -> Bound:
     """Search the highest rate at which `run(rate, seed)` is true: doubling, then halving the ratio `steps` times.
 
@@ -194,6 +199,8 @@ def highest_rate(
         repeats: Searches.
         steps: Each halves the ratio of the bracket's ends on a logarithmic scale: 5 steps from a factor of 2 give 2.2%.
         largest: Where doubling ends.
+        halvings: Where halving ends; a repeat that finds no rate to hold counts as 0. In wall time a run at a low rate
+            is long.
     """
     rates: list[float] = []
     tried: list[tuple[float, bool]] = []
@@ -208,11 +215,11 @@ def highest_rate(
             while holds(high := 2 * low, seed) and high < largest:
                 low = high
         else:
-            while not holds(low := high / 2, seed) and low > start / 2**20:
+            while not holds(low := high / 2, seed) and low > start / 2**halvings:
                 high = low
-        for _ in range(steps):
+        for _ in range(steps if (low, True) in tried else 0):
             middle = (low * high) ** 0.5
             low, high = (middle, high) if holds(middle, seed) else (low, middle)
         rates.append(low if (low, True) in tried else 0.0)
-        start = low
+        start = low if rates[-1] else start
     return Bound(rates, tried)
