@@ -171,7 +171,11 @@ class RankingModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Keep the random state, and hyper-parameters as primitives (checkpoints are read with weights_only)."""
-        checkpoint.add_extras(checkpoint_, self.trainer.world_size)
+        try:
+            ranks = self.trainer.world_size
+        except RuntimeError:  # saved without a trainer, as converted weights are
+            ranks = 1
+        checkpoint.add_extras(checkpoint_, ranks)
 
     def on_load_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Fill in what a sharded run keeps beside the file; remember the random state, for when training goes on."""

@@ -86,10 +86,15 @@ def prepare(
         DataError: The log is not of that format, has too many bad rows, or cannot be split as asked; the directory
             holds something else; the disk is full. Nothing that a reader would take is left then.
     """
-    from recloom.data.events.run import EventRun  # which are made of what is here
-    from recloom.data.streams.run import StreamRun
+    kind = Run
+    if isinstance(raw, EventFormat):
+        from recloom.data.events.run import EventRun  # made of what is here
 
-    kind = EventRun if isinstance(raw, EventFormat) else StreamRun if isinstance(raw, StreamFormat) else Run
+        kind = EventRun
+    elif isinstance(raw, StreamFormat):
+        from recloom.data.streams.run import StreamRun  # the same, and imports torch
+
+        kind = StreamRun
     return kind(raw, [Path(path) for path in inputs], Path(output), options or PrepareOptions(), progress).run()
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from recloom.data.formats.base import Column, RawBlock
 from recloom.data.formats.text import TextFormat
-from recloom.data.streams.stream import LATEST_SECOND
+from recloom.data.streams.limits import LATEST_SECOND
 from recloom.errors import DataError
 
 TICKS: dict[str, int] = {"s": 1, "ms": 1_000, "us": 1_000_000}

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from recloom.data.streams.folder import StreamWriter, load_stream
-from recloom.data.streams.stream import MAX_NODES, EventStream, split_bounds
+from recloom.data.streams.limits import MAX_NODES
+from recloom.data.streams.stream import EventStream, split_bounds
 from recloom.errors import DataError
 
 Piece = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]

@@ -19,7 +19,8 @@ from recloom.data.pipeline import Piece
 from recloom.data.prepare import Run
 from recloom.data.streams.folder import StreamWriter
 from recloom.data.streams.format import TICKS, StreamFormat
-from recloom.data.streams.stream import MAX_NODES, SPLITS, split_bounds
+from recloom.data.streams.limits import MAX_NODES
+from recloom.data.streams.stream import SPLITS, split_bounds
 from recloom.errors import DataError
 
 _CHUNK = 1 << 20

@@ -9,12 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from recloom.data.streams.limits import LATEST_SECOND, MAX_NODES
 from recloom.errors import DataError
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
 
 SPLITS = ("train", "val", "test")
-MAX_NODES = 2**31 - 1
-LATEST_SECOND = 10**11  # in the year 5138: what is later counts milliseconds
 
 
 @dataclass(frozen=True)
