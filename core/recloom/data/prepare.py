@@ -86,7 +86,7 @@ def prepare(
         DataError: The log is not of that format, has too many bad rows, or cannot be split as asked; the directory
             holds something else; the disk is full. Nothing that a reader would take is left then.
     """
-    kind = Run
+    kind: type[Any] = Run
     if isinstance(raw, EventFormat):
         from recloom.data.events.run import EventRun  # made of what is here
 
