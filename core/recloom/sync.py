@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from recloom.errors import RecloomError
+
 
 class SyncAlgorithm(ABC):
     """What replicas move towards, from what was exchanged.
@@ -35,7 +37,9 @@ class SyncAlgorithm(ABC):
 
         Called on the server, for its part of the vector, only where `exchange` is "server".
         """
-        raise NotImplementedError(f"{type(self).__name__} has no rule for a server")
+        raise RecloomError(
+            f"{type(self).__name__} has no rule for a server", 'Define `merge`, or leave `exchange` at "mean".'
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a checkpoint keeps: tensors of the replica's size, or smaller."""

@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, Pooling, bag_configs
-from recloom.errors import RecloomError
-from recloom.model import RankingModule
+from recloom.embedding import EmbeddingFactory, FusedEmbeddingBag, Pooling
 from recloom.optim import OptimizerConfig
 from recloom_rmc.mlp import mlp
-from recloom_rmc.wide_deep import Wide
+from recloom_rmc.wide_deep import WideAndDeep
 
 
-class MultiTaskWideDeep(RankingModule):
+class MultiTaskWideDeep(WideAndDeep):
     """Wide & Deep for several labels: one shared MLP on embeddings, a tower and a wide part for each label.
 
     Args:
@@ -47,23 +45,13 @@ class MultiTaskWideDeep(RankingModule):
         pooling: Pooling = "sum",
         optimizer: OptimizerConfig | None = None,
     ) -> None:
-        super().__init__(schema, optimizer)
-        if not self.schema.sparse:
-            raise RecloomError("MultiTaskWideDeep needs a sparse feature, and the schema has none", "Check the data.")
-        self.wide = Wide(self.schema, crosses, cross_rows, embedding, pooling)
-        self.sparse_arch = embedding(bag_configs(self.schema, embedding_dim, pooling))
-        inputs = len(self.schema.dense) + self.sparse_arch.num_features * self.sparse_arch.output_dim
-        self.shared = mlp(inputs, widths, "widths")
+        super().__init__(schema, embedding_dim, crosses, cross_rows, embedding, pooling, optimizer)
+        self.shared = mlp(self.num_inputs, widths, "widths")
         self.towers = nn.ModuleList(
             [nn.Sequential(*mlp(widths[-1], tower, "tower"), nn.Linear(tower[-1], 1)) for _ in self.schema.labels]
         )
 
-    def forward(
-        self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        """Return B logits, or B x T when the schema has T > 1 labels; inputs as in `RankingModule`."""
-        vectors = self.sparse_arch(values, offsets, weights).flatten(1)  # B x F D
-        shared = self.shared(torch.cat([dense, vectors], dim=1))
-        deep = torch.cat([tower(shared) for tower in self.towers], dim=1)  # B x T
-        logits = deep + self.wide(dense, values, offsets, weights)
-        return logits.squeeze(1) if logits.shape[1] == 1 else logits
+    def deep_logits(self, inputs: Tensor) -> Tensor:
+        """Return B x T, each label's from its own tower."""
+        shared = self.shared(inputs)
+        return torch.cat([tower(shared) for tower in self.towers], dim=1)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,51 @@ class Wide(nn.Module):
         return logits + self.crossed(torch.cat(pairs)).sum(1)
 
 
-class WideDeep(RankingModule):
+class WideAndDeep(RankingModule):
+    """What Wide & Deep models of one and of several tasks have in common: the wide part, and the deep part's input.
+
+    Args:
+        schema: Feature schema of the data; filled in from the data module.
+        embedding_dim: Width of the embeddings, D.
+        crosses: Pairs of one-hot categories whose combinations the wide part has weights for.
+        cross_rows: Rows of a crossed pair's hashed table.
+        embedding: Makes the tables.
+        pooling: Pooling of bags.
+        optimizer: Optimizers and learning rates.
+    """
+
+    def __init__(
+        self,
+        schema: dict[str, Any] | None,
+        embedding_dim: int,
+        crosses: Sequence[tuple[str, str]],
+        cross_rows: int,
+        embedding: EmbeddingFactory,
+        pooling: Pooling,
+        optimizer: OptimizerConfig | None,
+    ) -> None:
+        super().__init__(schema, optimizer)
+        if not self.schema.sparse:
+            text = f"{type(self).__name__} needs at least one sparse feature, and the schema has none"
+            raise RecloomError(text, "Check the data.")
+        self.wide = Wide(self.schema, crosses, cross_rows, embedding, pooling)
+        self.sparse_arch = embedding(bag_configs(self.schema, embedding_dim, pooling))
+        self.num_inputs = len(self.schema.dense) + self.sparse_arch.num_features * self.sparse_arch.output_dim
+
+    @abstractmethod
+    def deep_logits(self, inputs: Tensor) -> Tensor:
+        """Return B x T of the dense features and all embeddings side by side, B x `num_inputs`."""
+
+    def forward(
+        self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return B logits, or B x T when the schema has T > 1 labels; inputs as in `RankingModule`."""
+        vectors = self.sparse_arch(values, offsets, weights).flatten(1)  # B x F D
+        logits = self.deep_logits(torch.cat([dense, vectors], dim=1)) + self.wide(dense, values, offsets, weights)
+        return logits.squeeze(1) if logits.shape[1] == 1 else logits
+
+
+class WideDeep(WideAndDeep):
     """Wide & Deep: linear in categories, dense features and crossed categories, plus an MLP on embeddings.
 
     Args:
@@ -90,22 +135,13 @@ class WideDeep(RankingModule):
         pooling: Pooling = "sum",
         optimizer: OptimizerConfig | None = None,
     ) -> None:
-        super().__init__(schema, optimizer)
-        if not self.schema.sparse:
-            raise RecloomError("WideDeep needs at least one sparse feature, and the schema has none", "Check the data.")
-        self.wide = Wide(self.schema, crosses, cross_rows, embedding, pooling)
-        self.sparse_arch = embedding(bag_configs(self.schema, embedding_dim, pooling))
-        inputs = len(self.schema.dense) + self.sparse_arch.num_features * self.sparse_arch.output_dim
-        self.deep = mlp(inputs, widths, "widths")
+        super().__init__(schema, embedding_dim, crosses, cross_rows, embedding, pooling, optimizer)
+        self.deep = mlp(self.num_inputs, widths, "widths")
         self.head = nn.Linear(widths[-1], len(self.schema.labels))
 
-    def forward(
-        self, dense: Tensor, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        """Return B logits, or B x T when the schema has T > 1 labels; inputs as in `RankingModule`."""
-        vectors = self.sparse_arch(values, offsets, weights).flatten(1)  # B x F D
-        logits = self.head(self.deep(torch.cat([dense, vectors], dim=1))) + self.wide(dense, values, offsets, weights)
-        return logits.squeeze(1) if logits.shape[1] == 1 else logits
+    def deep_logits(self, inputs: Tensor) -> Tensor:
+        """Return B x T."""
+        return self.head(self.deep(inputs))
 
 
 def _check(schema: FeatureSchema, crosses: Sequence[tuple[str, str]]) -> None:

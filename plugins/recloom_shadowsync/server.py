@@ -61,7 +61,9 @@ class SyncServer:
             try:
                 connection, _ = self._socket.accept()
             except OSError:
-                return
+                if self._socket.fileno() == -1:  # closed
+                    return
+                raise
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
 

@@ -61,6 +61,10 @@ class BlockDataModule(LightningDataModule):
     def source(self, split: str, shuffle: bool = False) -> BlockSource:
         """Return the blocks of `split` ("train", "val" or "test"); DataError if there are none."""
 
+    def has(self, split: str) -> bool:
+        """Return whether there are rows of `split`."""
+        return True
+
     def train_dataloader(self) -> BatchLoader:
         """Return full batches, in a new order in each epoch if `shuffle`."""
         # Trainer(overfit_batches=...) wants the same batches in each epoch

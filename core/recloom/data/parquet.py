@@ -77,6 +77,10 @@ class ParquetClicks(BlockDataModule):
                 for shard in shards:
                     shard.check(self.path, full=True)
 
+    def has(self, split: str) -> bool:
+        """Return whether there are rows of `split`."""
+        return bool(self.manifest.rows(split))
+
     def source(self, split: str, shuffle: bool = False) -> ParquetBlocks:
         """Return the blocks of `split` ("train", "val" or "test").
 
@@ -84,7 +88,7 @@ class ParquetClicks(BlockDataModule):
             DataError: The data set has no such split, or one of its shards is missing or has the wrong size.
         """
         shards = self.manifest.splits.get(split, [])
-        if not self.manifest.rows(split):
+        if not self.has(split):
             has = ", ".join(name for name in self.manifest.splits if self.manifest.rows(name)) or "no rows at all"
             hint = "Prepare the data again with a --split that makes one."
             if split == "val":

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from recloom.errors import RecloomError
-from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex, best
-from recloom.retrieval.store import CodeStore
+from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, best
+from recloom.retrieval.stored import StoredIndex
 from recloom.retrieval.vectors import HNSW, IVF, FlatIP, VectorIndex
 
 
-class Cascade(RetrievalIndex):
+class Cascade(StoredIndex):
     """A two tower model finds candidates, the ranker orders them. Codes are the two models' side by side.
 
     Args:
@@ -36,33 +36,21 @@ class Cascade(RetrievalIndex):
         narrow = dataclasses.replace(parts, user_dim=self.width, item_dim=self.width, inner_product=True)
         kinds: dict[str, type[VectorIndex]] = {"FlatIP": FlatIP, "IVF": IVF, "HNSW": HNSW}
         self.first = kinds[first](narrow)
-        self.store = CodeStore(parts.item_dim)
 
     def delete(self, ids: Ids) -> int:
         """Remove items; return how many were there."""
         self.first.delete(ids)
-        return self.store.remove(np.asarray(ids, np.int64))
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def ids(self) -> Ids:
-        """Return all ids, ascending."""
-        return np.sort(self.store.ids)
-
-    def codes(self, ids: Ids) -> Floats:
-        """Return the codes of `ids`."""
-        return self.store.codes[self.store.places(ids)]
+        return super().delete(ids)
 
     def save(self, folder: Path) -> None:
         """Write the codes, and the first index into a folder of its own."""
-        self.store.save(folder / "items.npz")
+        super().save(folder)
         (folder / "first").mkdir()
         self.first.save(folder / "first")
 
     def load(self, folder: Path) -> Self:
         """Read what `save` wrote."""
-        self.store.load(folder / "items.npz")
+        super().load(folder)
         self.first.load(folder / "first")
         return self
 
@@ -71,11 +59,11 @@ class Cascade(RetrievalIndex):
         return {**super().stats(), "candidates": self.candidates, "first": self.first.stats()}
 
     def _build(self, ids: Ids, codes: Floats) -> None:
-        self.store.replace(ids, codes)
+        super()._build(ids, codes)
         self.first.build(ids, codes[:, : self.width])
 
     def _upsert(self, ids: Ids, codes: Floats) -> None:
-        self.store.put(ids, codes)
+        super()._upsert(ids, codes)
         self.first.upsert(ids, codes[:, : self.width])
 
     def _search(self, users: Floats, k: int, filter: Filter) -> Found:

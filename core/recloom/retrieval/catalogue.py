@@ -59,10 +59,9 @@ def _blocks(data: Any, splits: tuple[str, ...] = ("train", "val", "test")) -> An
         raise RecloomError(f"{type(data).__name__} tells no items", "Give them: --items FILE.")
     some = False
     for split in splits:
-        try:
-            source = data.source(split)
-        except DataError:
+        if not data.has(split):
             continue
+        source = data.source(split)
         for index in range(len(source.block_rows(0))):
             some = True
             yield source.load(0, index)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from recloom.errors import RecloomError
-from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex, best
-from recloom.retrieval.store import CodeStore
+from recloom.retrieval.index import Filter, Floats, Found, Parts, best
+from recloom.retrieval.stored import StoredIndex
 
 
-class Exhaustive(RetrievalIndex):
+class Exhaustive(StoredIndex):
     """Scores all items with the model's own scorer, a block of items at a time.
 
     Args:
@@ -27,31 +24,6 @@ class Exhaustive(RetrievalIndex):
         if block < 1:
             raise RecloomError(f"block is {block}", "A block has one item at least.")
         self.block = block
-        self.store = CodeStore(parts.item_dim)
-
-    def delete(self, ids: Ids) -> int:
-        """Remove items; return how many were there."""
-        return self.store.remove(np.asarray(ids, np.int64))
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def ids(self) -> Ids:
-        """Return all ids, ascending."""
-        return np.sort(self.store.ids)
-
-    def codes(self, ids: Ids) -> Floats:
-        """Return the codes of `ids`."""
-        return self.store.codes[self.store.places(ids)]
-
-    def save(self, folder: Path) -> None:
-        """Write the ids and codes."""
-        self.store.save(folder / "items.npz")
-
-    def load(self, folder: Path) -> Self:
-        """Read what `save` wrote."""
-        self.store.load(folder / "items.npz")
-        return self
 
     def scores(self, users: Floats) -> Tensor:
         """Return the scores of all items, U x N, in the order of `store.ids`."""
@@ -62,12 +34,6 @@ class Exhaustive(RetrievalIndex):
             part = items[start : start + self.block]
             out[:, start : start + self.block] = scorer(asked, part.expand(len(users), -1, -1))
         return out
-
-    def _build(self, ids: Ids, codes: Floats) -> None:
-        self.store.replace(ids, codes)
-
-    def _upsert(self, ids: Ids, codes: Floats) -> None:
-        self.store.put(ids, codes)
 
     def _search(self, users: Floats, k: int, filter: Filter) -> Found:
         ids = np.empty((len(users), k), np.int64)

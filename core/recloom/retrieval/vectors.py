@@ -11,13 +11,13 @@ import faiss as _faiss
 import numpy as np
 
 from recloom.errors import RecloomError
-from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex
-from recloom.retrieval.store import CodeStore
+from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts
+from recloom.retrieval.stored import StoredIndex
 
 faiss: Any = _faiss  # its wrapper's own types do not know the names that it adds
 
 
-class VectorIndex(RetrievalIndex):
+class VectorIndex(StoredIndex):
     """What the three have in common: only for models whose score is an inner product, filters, widening.
 
     Args:
@@ -31,7 +31,6 @@ class VectorIndex(RetrievalIndex):
                 f"{type(self).__name__} searches inner products, and the model's score is none",
                 "Use Exhaustive, Cascade with a two tower first, or the index of the model's own plugin.",
             )
-        self.store = CodeStore(parts.item_dim)
 
     def delete(self, ids: Ids) -> int:
         """Remove items; return how many were there."""
@@ -39,29 +38,18 @@ class VectorIndex(RetrievalIndex):
         there = ids[self.store.places(ids) >= 0]
         if len(there):
             self._remove(there)
-            self.store.remove(there)
+            super().delete(there)
         return len(there)
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def ids(self) -> Ids:
-        """Return all ids, ascending."""
-        return np.sort(self.store.ids)
-
-    def codes(self, ids: Ids) -> Floats:
-        """Return the codes of `ids`."""
-        return self.store.codes[self.store.places(ids)]
 
     def save(self, folder: Path) -> None:
         """Write the codes and faiss's file."""
-        self.store.save(folder / "items.npz")
+        super().save(folder)
         faiss.write_index(self.faiss, str(folder / "faiss.index"))
         (folder / "state.json").write_text(json.dumps(self._state()))
 
     def load(self, folder: Path) -> Self:
         """Read what `save` wrote."""
-        self.store.load(folder / "items.npz")
+        super().load(folder)
         self.faiss = faiss.read_index(str(folder / "faiss.index"))
         self._restore(json.loads((folder / "state.json").read_text()))
         return self
@@ -70,14 +58,14 @@ class VectorIndex(RetrievalIndex):
     """The index of faiss that holds the vectors."""
 
     def _build(self, ids: Ids, codes: Floats) -> None:
-        self.store.replace(ids, codes)
+        super()._build(ids, codes)
         self._make()
 
     def _upsert(self, ids: Ids, codes: Floats) -> None:
         old = ids[self.store.places(ids) >= 0]
         if len(old):
             self._remove(old)
-        self.store.put(ids, codes)
+        super()._upsert(ids, codes)
         self._add(ids, codes)
 
     def _search(self, users: Floats, k: int, filter: Filter) -> Found:
