@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,30 @@ def model(histories: bool = False, one_hot: bool = False):
 BAGS, ONE_HOT, HISTORIES = {}, {"one_hot": True}, {"histories": True}
 
 
+COMPILED = pytest.mark.skipif(
+    "RECLOOM_AOT" not in os.environ, reason="RECLOOM_AOT=1: AOTInductor compiles for a minute"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("eager", BAGS), ("bf16", BAGS), ("bf16", HISTORIES), ("int8", ONE_HOT), ("export", HISTORIES), ("onnx", BAGS)],
+    [
+        ("eager", BAGS),
+        ("bf16", BAGS),
+        ("bf16", HISTORIES),
+        ("int8", ONE_HOT),
+        ("export", HISTORIES),
+        ("onnx", BAGS),
+        pytest.param("aot", BAGS, marks=COMPILED),
+        pytest.param("aot", HISTORIES, marks=COMPILED),
+    ],
 )
 def test_engines_equal_eager_within_their_tolerance(name: str, kind: dict) -> None:
     module = model(**kind)
     engine = engines.build(module, name)
     found = engines.largest_difference(engine, module, (1, 9, 33))
     assert found <= engines.TOLERANCE[name]
-    assert (found == 0) == (name == "eager") or name in ("export", "onnx")
+    assert (found == 0) == (name == "eager") or name in ("export", "onnx", "aot")
     assert module.over_arch.linears()[0].weight.dtype == torch.float32  # the model itself is as it was
 
 

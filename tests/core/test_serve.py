@@ -240,6 +240,50 @@ def test_requests_in_flight_are_answered_before_the_end() -> None:
     assert results == [200, 200, 200]
 
 
+async def call(app, path: str, body: bytes | None = None) -> tuple[int, dict, dict]:
+    """A request given to the application itself, as a server would."""
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": body or b"", "more_body": False}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET" if body is None else "POST",
+        "path": path,
+        "headers": [],
+        "query_string": b"",
+    }
+    await app(scope, receive, send)
+    headers = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+    return sent[0]["status"], json.loads(sent[1]["body"]), headers
+
+
+def test_a_server_that_ends_or_is_full_says_that_it_is_not_ready() -> None:
+    app = create_app(Slow(0.2), tiny_schema(), Limits(max_batch=1, max_wait=0.0, max_queue=1), "test")
+
+    async def talk() -> None:
+        async with app.router.lifespan_context(app):
+            served = [asyncio.create_task(call(app, "/predict", body(1)))]
+            await asyncio.sleep(0.1)  # the first is with the model now
+            served.append(asyncio.create_task(call(app, "/predict", body(1))))
+            await asyncio.sleep(0.02)
+            assert (await call(app, "/ready"))[0] == 503
+            assert (await call(app, "/predict", body(1)))[0] == 429
+            assert [(await task)[0] for task in served] == [200, 200]
+            assert (await call(app, "/ready"))[1] == {"ready": True, "waiting_rows": 0}
+        code, found, headers = await call(app, "/predict", body(1))
+        assert (code, headers["retry-after"]) == (503, "1")
+        assert "shutting down" in found["error"]
+        assert (await call(app, "/ready"))[0] == 503
+        assert (await call(app, "/health"))[0] == 200
+
+    asyncio.run(talk())
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = run_cli(["serve", "--config", "model.yaml", "--untrained"])
