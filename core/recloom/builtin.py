@@ -101,6 +101,8 @@ def register(catalog: Catalog) -> None:
         ("Cascade", "cascade:Cascade", "candidates by inner product, then the ranker"),
     ):
         catalog.indexes.add(name, f"recloom.retrieval.{path}", summary=summary)
+    summary = "recall of the exhaustive scorer's best, within a fit"
+    catalog.callbacks.add("RetrievalEval", "recloom.retrieval.evaluation:RetrievalEval", summary=summary)
     costs = catalog.cost_models
     costs.add("AnalyticCost", "recloom.search.costs:AnalyticCost", summary="MACs, parameters, bytes of tables")
     costs.add("LatencyCost", "recloom.search.costs:LatencyCost", summary="forward time on this machine")

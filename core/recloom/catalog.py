@@ -106,8 +106,10 @@ KINDS = {
     "interactions": "interaction",
     "sequence_encoders": "sequence encoder",
     "strategies": "strategy",
+    "callbacks": "callback",
     "sync_algorithms": "sync algorithm",
     "search_spaces": "search space",
+    "supernets": "supernet",
     "search_methods": "search method",
     "blocks": "block",
     "evaluators": "evaluator",
@@ -130,8 +132,10 @@ class Catalog:
     interactions: Registry[Any]
     sequence_encoders: Registry[Any]
     strategies: Registry[Any]
+    callbacks: Registry[Any]
     sync_algorithms: Registry[Any]
     search_spaces: Registry[Any]
+    supernets: Registry[Any]
     search_methods: Registry[Any]
     blocks: Registry[Any]
     evaluators: Registry[Any]

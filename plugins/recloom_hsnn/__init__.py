@@ -17,5 +17,7 @@ def register(catalog: Catalog) -> None:
     catalog.models.add("MoNN", "recloom_hsnn.monn:MoNN", summary="user, item and interaction towers, over arch")
     catalog.models.add("TwoTower", "recloom_hsnn.monn:TwoTower", summary="two towers, inner product")
     catalog.indexes.add("HSNN", "recloom_hsnn.retrieval:HSNNIndex", summary="the model chooses nodes, then items")
+    catalog.callbacks.add("CollapseMonitor", "recloom_hsnn.callbacks:CollapseMonitor", summary="how nodes are used")
+    catalog.callbacks.add("IndexRefresh", "recloom_hsnn.callbacks:IndexRefresh", summary="an index in step")
     catalog.experiments.add("hsnn", "recloom_hsnn.experiments:HSNNExperiment", summary="recall kept, against cost")
     catalog.benchmarks.add("hsnn", "recloom_hsnn.bench.search:main", summary="CPU time of a query, by index")

@@ -17,6 +17,7 @@ def register(catalog: Catalog) -> None:
     catalog.search_spaces.add(
         "NASRecSpace", "recloom_nasrec.space:NASRecSpace", summary="operators, widths, wiring: small and full"
     )
+    catalog.supernets.add("NASRecSupernet", "recloom_nasrec.supernet:NASRecSupernet", summary="weights of all of them")
     catalog.experiments.add(
         "nasrec", "recloom_nasrec.experiments:NASRecExperiment", summary="the supernet's search beside random search"
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCOPE: dict[Budget, str] = {
     "small": "300,000 generated clicks a seed, three epochs; models of up to 4 blocks in the small space, a supernet "
-    "of 4,000 steps, 120 candidates ranked by it and 8 trained, against 16 random ones trained. It shows whether the "
+    "of 8,000 steps, 120 candidates ranked by it and 10 trained, against 16 random ones trained. It shows whether the "
     "search finds models for planted interactions. It cannot show what real click logs hold.",
     "full": "4 million generated clicks a seed; the full space of 7 blocks at its published widths, a supernet of "
     "20,000 steps, 2,048 candidates ranked and 15 trained, as published: days on two cores.",
@@ -71,7 +71,7 @@ def _small() -> Setting:
         "signal": 1.8,
     }
     widths, rows = (32, 64, 128, 256), (300_000, 60_000, 100_000)
-    return Setting("small", 4, widths, (8, 16, 32), rows, world, steps=4000, trials=120, retrain=8)
+    return Setting("small", 4, widths, (8, 16, 32), rows, world, steps=8000, trials=120, retrain=10)
 
 
 def _full() -> Setting:

@@ -22,6 +22,7 @@ def register(catalog: Catalog) -> None:
     catalog.search_methods.add(
         "NSGA2FromModel", "recloom_pim.method:NSGA2FromModel", summary="NSGA-II from a known model on random crossbars"
     )
+    catalog.callbacks.add("PIMNoise", "recloom_pim.model:PIMNoise", summary="the trained model's layers on crossbars")
     catalog.models.add("OnCrossbars", "recloom_pim.model:OnCrossbars", summary="any model, quantised, with noise")
     catalog.experiments.add("pim", "recloom_pim.experiments:PIMExperiment", summary="co-search beside naive mapping")
     catalog.benchmarks.add("pim", "recloom_pim.bench.pricing:main", summary="configurations priced a second")

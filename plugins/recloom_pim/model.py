@@ -93,7 +93,7 @@ class OnCrossbars(RankingModule):
 class PIMNoise(Callback):
     """Puts the linear layers of the model that is trained on crossbars: what OnCrossbars does, for a config as it is.
 
-    In YAML: trainer: {callbacks: [{class_path: recloom_pim.model.PIMNoise}]}.
+    In YAML: trainer: {callbacks: [{class_path: PIMNoise}]}.
 
     Args:
         crossbars: The crossbars, and the bits of the layers; unset: ISAAC's, 8 bits.

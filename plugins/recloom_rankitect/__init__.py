@@ -49,6 +49,7 @@ def register(catalog: Catalog) -> None:
     catalog.models.add(
         "StackModel", "recloom_rankitect.stack:StackModel", summary="layers of DHEN, Wukong, DCN V2, ..."
     )
+    catalog.supernets.add("GraphSupernet", "recloom_rankitect.supernet:GraphSupernet", summary="weights of all graphs")
     catalog.search_spaces.add(
         "BlockSpace", "recloom_rankitect.space:BlockSpace", summary="graphs of blocks, from scratch"
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from recloom import __version__
 from recloom.catalog import Entry
+from recloom.cli import trust
 from recloom.errors import RecloomError, unknown
 from recloom.plugins import host
 
@@ -23,6 +24,7 @@ USAGE = """usage: recloom COMMAND [...]
 
 recloom COMMAND --help   shows a command's options
 recloom --version        {version}
+recloom COMMAND --trust registered   lets configs name what plugins bring, and nothing else
 RECLOOM_TRACEBACK=1      shows tracebacks of users' mistakes too
 """
 
@@ -53,7 +55,10 @@ def guarded(name: str, arguments: list[str]) -> int:
         commands = host().catalog.commands
         if name not in commands:
             raise unknown("command", name, [entry.name for entry in commands])
-        return _load(commands.get(name))(arguments)
+        arguments = trust.take_option(arguments)
+        command = _load(commands.get(name))
+        trust.enforce()
+        return command(arguments)
     except RecloomError as error:
         if os.environ.get("RECLOOM_TRACEBACK"):
             traceback.print_exc()

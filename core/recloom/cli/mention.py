@@ -14,8 +14,17 @@ from recloom.errors import ComponentImportError, RecloomError, unknown
 from recloom.plugins import catalog
 
 _CLASS_KINDS = (
-    *("models", "datamodules", "embeddings", "interactions", "sequence_encoders", "kernels", "sync_algorithms"),
-    *("search_spaces", "search_methods", "evaluators", "cost_models"),
+    *(
+        "models",
+        "datamodules",
+        "embeddings",
+        "interactions",
+        "sequence_encoders",
+        "kernels",
+        "sync_algorithms",
+        "callbacks",
+    ),
+    *("search_spaces", "supernets", "search_methods", "evaluators", "cost_models"),
 )
 
 PARTS = {

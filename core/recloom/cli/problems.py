@@ -20,6 +20,7 @@ _GIVEN = re.compile(r"\. Got value: Namespace\(class_path='(?P<path>[^']+)'")
 _NAME = re.compile(
     r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)"
 )
+_DENIED = re.compile(r"Importing '(?P<path>[^']+)' is not allowed")
 _VALUE = re.compile(r"Given value: (?P<value>.+)")
 _KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\"")
 
@@ -36,6 +37,11 @@ def explain(message: str, options: Sequence[str] = FIT_OPTIONS) -> RecloomError:
     """
     keys = [match["key"] for match in _KEY.finditer(message)]
     where = ".".join(dict.fromkeys(keys)) if keys else ""
+    if denied := _DENIED.search(message):  # first: nothing of it may be imported, not even to look for near names
+        return RecloomError(
+            f"{where + ': ' if where else ''}{denied['path']} is not of an installed plugin",
+            "--trust registered refuses it; see `recloom components`. jsonargparse refuses some names always.",
+        )
     classes = [match["path"] for match in _CLASS.finditer(message)]
     unknown_options = list(_UNKNOWN.finditer(message))
     if unknown_options:
