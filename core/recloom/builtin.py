@@ -25,6 +25,7 @@ def register(catalog: Catalog) -> None:
         ("serve", "serve:main", "answer requests over HTTP with a trained model"),
         ("bench", "commands:bench", "run a plugin's speed measurements"),
         ("reproduce", "commands:reproduce", "run a paper's experiment and judge its claims"),
+        ("docs", "docs:main", "build the documentation and open it, without a network"),
         ("new-plugin", "scaffold:main", "write a plugin of your own to start from"),
     ):
         catalog.commands.add(name, f"recloom.cli.{path}", summary=summary)

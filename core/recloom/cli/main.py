@@ -17,6 +17,7 @@ from recloom.catalog import Entry
 from recloom.cli import trust
 from recloom.errors import RecloomError, unknown
 from recloom.plugins import host
+from recloom.resources import with_configs
 
 USAGE = """usage: recloom COMMAND [...]
 
@@ -55,7 +56,7 @@ def guarded(name: str, arguments: list[str]) -> int:
         commands = host().catalog.commands
         if name not in commands:
             raise unknown("command", name, [entry.name for entry in commands])
-        arguments = trust.take_option(arguments)
+        arguments = with_configs(trust.take_option(arguments))
         command = _load(commands.get(name))
         trust.enforce()
         return command(arguments)
