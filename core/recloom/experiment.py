@@ -165,6 +165,9 @@ class Experiment(ABC):
     scope: dict[Budget, str]
     """What each budget runs, and what its result can and cannot show."""
 
+    processors: int = 1
+    """How many processors it needs for itself: `recloom reproduce all` runs others side by side."""
+
     @abstractmethod
     def run(self, lab: Lab, report: Report) -> list[Claim]:
         """Measure and return the claims; put tables and plots into `report`.

@@ -71,6 +71,7 @@ class RMCExperiment(Experiment):
         "single-row requests that arrive in an open loop."
     )
     scope = SCOPE
+    processors = 2
 
     def run(self, lab: Lab, report: Report) -> list[Claim]:
         """Measure; return the claims."""

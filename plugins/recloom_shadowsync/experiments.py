@@ -33,6 +33,7 @@ class ShadowSyncExperiment(Experiment):
         "limited sync server, with the simulator beside it and then beyond it. Example-level parallelism."
     )
     scope = SCOPE
+    processors = 2
 
     def run(self, lab: Lab, report: Report) -> list[Claim]:
         """Measure everything; return the claims."""

@@ -34,7 +34,7 @@ def reproduce(argv: list[str]) -> int:
     Returns 0 when the run was measured to its end, whatever came out; with --strict, 1 when a claim does not hold.
     """
     parser = _parser("reproduce", "Run a paper's experiment and judge its claims.", catalog().experiments)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment, or all")
     parser.add_argument("--budget", choices=("small", "full"), default="small", help="minutes, or the paper's setting")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where results go (default: runs/reproduce-NAME-BUDGET)"
@@ -42,9 +42,12 @@ def reproduce(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=str, default="0", metavar="S,S,...", help="seeds to repeat with (default: 0)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="real data, as `recloom prepare` wrote them")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a claim does not hold")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="of `all`: experiments at a time (default: 2)")
     options = parser.parse_args(argv)
     if options.list or options.name is None:
         return _list(catalog().experiments, parser, asked=options.list)
+    if options.name == "all":
+        return _reproduce_all(options)
     entry = catalog().experiments.get(options.name)
     seeds = _seeds(options.seeds)
     experiment: Experiment = entry.load()()
@@ -61,6 +64,28 @@ def reproduce(argv: list[str]) -> int:
     _print_claims(rows)
     print(f"report: {out / 'report.html'}\nclaims: {out / 'claims.json'}")
     return int(options.strict and not all(row["holds"] for row in rows))
+
+
+def _reproduce_all(options: argparse.Namespace) -> int:
+    """Run every experiment; return 1 if one failed, or with --strict if a claim does not hold."""
+    from recloom.cli.progress import watching
+    from recloom.reproduction import reproduce_all
+
+    _seeds(options.seeds)
+    if options.data is not None:
+        raise RecloomError("reproduce all measures on generated data", "Give --data to one experiment.")
+    if options.jobs < 1:
+        raise RecloomError(f"--jobs {options.jobs}: at least 1 experiment has to run")
+    out = options.out or Path("runs") / f"reproduce-all-{options.budget}"
+    with watching() as watch:
+        found = reproduce_all(out, options.budget, options.seeds, options.jobs, watch)
+    rows = [row for job in found for row in job.rows]
+    print(f"{sum(row['holds'] for row in rows)} of {len(rows)} claims hold, of {len(found)} papers")
+    for job in found:
+        if job.failure:
+            print(f"{job.name} failed: {job.failure}\n  See {job.log}.")
+    print(f"report: {out / 'report.html'}\nclaims: {out / 'claims.json'}")
+    return int(any(job.failure for job in found) or (options.strict and not all(row["holds"] for row in rows)))
 
 
 def _print_claims(rows: list[dict[str, Any]]) -> None:
