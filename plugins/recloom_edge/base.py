@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from recloom import checkpoint
-from recloom.data.streams.module import EventWindow, StreamDataModule, windows
+from recloom.data.streams.module import StreamDataModule
+from recloom.data.streams.window import EventWindow, windows
 from recloom.data.streams.stream import EventStream
 from recloom.errors import DataError, RecloomError
 from recloom.features import FeatureSchema

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recloom.data.streams.stream import EventStream
+from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom_edge.kernels import Plan
 from recloom_edge.partition import Partition, choose, partition
@@ -36,14 +37,21 @@ class Decoupled(nn.Module):
         self.index: Tensor
         self.register_buffer("cut", torch.zeros(num_nodes, dtype=torch.bool))
         self.register_buffer("index", torch.full((num_nodes,), -1, dtype=torch.int64))
-        self.embeddings: nn.Parameter | None = None
+        self.free: FusedEmbeddingBag | None = None
         self.events = 0
         self.found: Partition | None = None
 
     @property
     def active(self) -> bool:
         """Whether any node is decoupled."""
-        return self.embeddings is not None
+        return self.free is not None
+
+    @property
+    def embeddings(self) -> Tensor:
+        """P, K x n x d, outside of autograd: n decoupled nodes in the order of their numbers."""
+        if self.free is None:
+            return torch.zeros(self.segments, 0, self.width, device=self.cut.device)
+        return self.free.table_weight("free").view(self.segments, -1, self.width)
 
     def choose(self, training: EventStream) -> None:
         """Choose the nodes from the training events; the second time it does nothing."""
@@ -57,7 +65,10 @@ class Decoupled(nn.Module):
         if count:
             self.cut.copy_(cut)
             self.index[cut] = torch.arange(count)
-            self.embeddings = nn.Parameter(torch.randn(self.segments, count, self.width) * 0.1)
+            rows = self.segments * count
+            self.free = FusedEmbeddingBag([EmbeddingBagConfig("free", self.width, rows, ("free",))])
+            with torch.no_grad():
+                self.free.weight.normal_(std=0.1)
             self.found = partition(training, cut)
 
     def segment(self, position: int) -> int:
@@ -66,34 +77,33 @@ class Decoupled(nn.Module):
 
     def fill(self, start: Tensor, nodes: Tensor, segment: int) -> Tensor:
         """Return `start`, the states of `nodes`, with the free embeddings in the rows of decoupled ones."""
-        if self.embeddings is None:
+        if self.free is None:
             return start
         index = self.index[nodes]
         rows = (index >= 0).nonzero().squeeze(1)
-        return start.index_copy(0, rows, self.embeddings[segment].index_select(0, index[rows]))
+        wanted = segment * self.embeddings.shape[1] + index[rows]
+        return start.index_copy(0, rows, self.free.lookup("free", wanted))
 
-    def matching(self, states: Tensor, plan: Plan, ends: Tensor, segment: int, detach: Detach) -> Tensor:
+    def matching(self, states: Tensor, plan: Plan, ends: Tensor, detach: Detach) -> Tensor:
         """Return Σ |emb(w, t_e) - P[k, w]|² over the decoupled ends w of the events, over twice their number.
 
         Args:
-            states: Rows of the window, see `recurrence.roll`.
+            states: Rows of the window, see `recurrence.roll`; those that are read of decoupled nodes are P.
             plan: The window's plan.
             ends: E x 2 nodes.
-            segment: k.
             detach: Which of the two gets no gradient.
         """
-        if self.embeddings is None:
-            return states.new_zeros(())
-        index = self.index[ends.flatten()]
-        rows = (index >= 0).nonzero().squeeze(1)
+        rows = self.cut[ends.flatten()].nonzero().squeeze(1)
         made = states.index_select(0, rows)
-        wanted = self.embeddings[segment].index_select(0, index[rows])
+        wanted = states.index_select(0, plan.read.flatten().to(rows.device)[rows])
         made = made.detach() if detach == "states" else made
         wanted = wanted.detach() if detach == "parameters" else wanted
         return (made - wanted).square().sum() / (2 * len(ends))
 
     def smoothness(self) -> Tensor:
         """Return the mean of |P[k + 1, w] - P[k, w]|²."""
-        if self.embeddings is None or self.segments < 2:
+        if self.free is None or self.segments < 2:
             return torch.zeros((), device=self.cut.device)
-        return (self.embeddings[1:] - self.embeddings[:-1]).square().sum(-1).mean()
+        every = torch.arange(self.embeddings.shape[:2].numel(), device=self.cut.device)
+        embeddings = self.free.lookup("free", every).view(self.segments, -1, self.width)
+        return (embeddings[1:] - embeddings[:-1]).square().sum(-1).mean()

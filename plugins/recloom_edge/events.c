@@ -142,37 +142,6 @@ void edge_history(int64_t n, const int32_t *source, const int32_t *destination, 
     }
 }
 
-/* out[e][j] += scores[e][version of candidate j before event e], for n events and m candidates. Column j of scores is
-   the candidate's state at the start; column m + k that after the k-th change, of which every event makes `changes`:
-   changed[e * changes + c] is the candidate that changes, -1 for none. `newest` (by candidate) is scratch.
-   Backward adds the gradient of out to that of scores. */
-void edge_versions(int64_t n, int64_t m, int64_t changes, const int32_t *changed, int32_t *newest,
-                   const float *restrict scores, float *restrict out) {
-    int64_t stride = m + n * changes;
-    for (int64_t j = 0; j < m; j++) newest[j] = (int32_t)j;
-    for (int64_t e = 0; e < n; e++) {
-        const float *row = scores + e * stride;
-        float *sums = out + e * m;
-        for (int64_t j = 0; j < m; j++) sums[j] += row[newest[j]];
-        for (int64_t c = e * changes; c < (e + 1) * changes; c++)
-            if (changed[c] >= 0) newest[changed[c]] = (int32_t)(m + c);
-    }
-}
-
-void edge_versions_backward(int64_t n, int64_t m, int64_t changes, const int32_t *changed, int32_t *newest,
-                            const float *restrict gradient, float *restrict scores) {
-    int64_t stride = m + n * changes;
-    for (int64_t j = 0; j < m; j++) newest[j] = (int32_t)j;
-    for (int64_t e = 0; e < n; e++) {
-        const float *row = gradient + e * m;
-        float *sums = scores + e * stride;
-        /* distinct candidates have distinct versions, so the additions do not meet */
-        for (int64_t j = 0; j < m; j++) sums[newest[j]] = row[j];
-        for (int64_t c = e * changes; c < (e + 1) * changes; c++)
-            if (changed[c] >= 0) newest[changed[c]] = (int32_t)(m + c);
-    }
-}
-
 /* The distinct destinations of each source as lists, newest first: `head` (by source) and `next` (by cell) link cells,
    `item` (by cell) holds destinations; -1 ends a list. used[0] cells are taken. For each of n events, before it: the
    place of each of `width` asked destinations in the source's list (-1: nowhere), and the list's length; then the

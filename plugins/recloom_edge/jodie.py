@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recloom.data.streams.module import EventWindow
+from recloom.data.streams.window import EventWindow
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
@@ -18,7 +18,7 @@ from recloom_edge.cells import RNNUpdate
 from recloom_edge.kernels import Plan
 from recloom_edge.memory import Memory, Past
 from recloom_edge.recurrence import by_level
-from recloom_edge.scoring import VersionScores
+from recloom_edge.scoring import version_logits
 
 
 class NormalisedRNN(RNNUpdate):
@@ -159,17 +159,18 @@ class JODIE(StreamModel):
         user = states[plan.seen[:, 0].to(self.device).long()]
         # the source's last item, as it is at the event: a version of a candidate, taken by the same rule
         changes = torch.cat([states[2 * len(window) : 2 * len(window) + count], states[1 : 2 * len(window) : 2]])
-        changed = window.destination[:, None].int()
         newest = self._versions(window, past.recent[:, 0])
         said = self._predicted(user, changes[newest], self._gap(past, 0), window.source, past.recent[:, 0])
         dynamic, static = said[:, : self.dim], said[:, self.dim :]
         base = 2 * static if self.codes is None else 2 * static @ self.codes.t()
-        query = torch.cat([2 * dynamic, -dynamic.new_ones(len(window), 1)], dim=1)
-        versions = torch.cat([changes, changes.square().sum(1, keepdim=True)], dim=1)
-        return VersionScores.apply(base, query @ versions.t(), changed)  # type: ignore[no-untyped-call]
+        # a state is held against a query with its squared length beside it, in widths that the kernel takes
+        pad = -(-(self.dim + 1) // 16) * 16 - self.dim - 1
+        query = F.pad(torch.cat([2 * dynamic, -dynamic.new_ones(len(window), 1)], dim=1), (0, pad))
+        lengths = F.pad(torch.cat([states, states.square().sum(1, keepdim=True)], dim=1), (0, pad))
+        return base + version_logits(query, query.new_empty(count, 0), lengths, plan, window.destination[:, None].int())
 
     def _versions(self, window: EventWindow, wanted: Tensor) -> Tensor:
-        """Return the newest version before each event of one wanted item each; versions as in VersionScores."""
+        """Return the newest version before each event of one wanted item each; versions as in `newest_versions`."""
         events = len(window)
         position = torch.arange(events, device=self.device)
         keys = (window.destination.long() * events + position).sort().values  # by item, then by time

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recloom.data.streams.module import EventWindow
+from recloom.data.streams.window import EventWindow
 from recloom_edge import kernels
 
 

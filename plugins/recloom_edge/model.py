@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recloom.data.streams.module import EventWindow, windows
+from recloom.data.streams.window import EventWindow, windows
 from recloom.data.streams.stream import EventStream
-from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
 from recloom_edge.base import StreamModel
 from recloom_edge.cells import CellName, make_cell
 from recloom_edge.decouple import Decoupled, Detach
-from recloom_edge.kernels import Plan
-from recloom_edge.memory import Memory, Past
+from recloom_edge.head import CandidateHead, Candidates, Rolled
+from recloom_edge.memory import Memory
+from recloom_edge.query import TIME_FEATURES, time_features
 from recloom_edge.recurrence import roll
-from recloom_edge.scoring import TIME_FEATURES, VersionScores, time_features
 
 
 class EDGE(StreamModel):
@@ -81,23 +79,13 @@ class EDGE(StreamModel):
         self.dim, self.compiled, self.start, self.candidates = dim, compiled, start, candidates
         self.weights = {"matching": matching, "smoothness": smoothness}
         self.detach: Detach = matching_detach
-        self.static_dim = static_dim
-        self.static = FusedEmbeddingBag(
-            [EmbeddingBagConfig("destination", static_dim, self.num_destinations, ("destination",))]
-        )
         self.initial = nn.Parameter(torch.randn(2, dim) * 0.1)
         self.cell = make_cell(update, dim, static_dim + TIME_FEATURES + self.num_features)
-        self.dropout = nn.Dropout(dropout)
         self.memory = Memory(self.num_nodes, self.offset, dim, recent)
         self.decoupled = Decoupled(self.num_nodes, dim, segments, method, share, budget)
-        self.project = nn.Linear(TIME_FEATURES, dim, bias=False)
-        self.static_query = nn.Linear(dim + static_dim + TIME_FEATURES, static_dim)
-        self.state_query = nn.Linear(dim + static_dim + TIME_FEATURES, dim)
-        self.age_score = nn.Sequential(nn.Linear(2 * TIME_FEATURES, 32), nn.ReLU(), nn.Linear(32, recent))
-        self.place_score = nn.Linear(dim, recent)
+        self.head = CandidateHead(self.num_destinations, bool(self.offset), dim, static_dim, recent, dropout)
         self.popularity: Tensor
         self.register_buffer("popularity", torch.ones(self.num_destinations))
-        nn.init.zeros_(self.project.weight)
         self._replaying = False
 
     def prepare(self, training: EventStream) -> None:
@@ -128,8 +116,7 @@ class EDGE(StreamModel):
         super().replay([first])
         if self._replaying:
             nodes = self.decoupled.cut.nonzero().squeeze(1)
-            assert self.decoupled.embeddings is not None
-            self.memory.states[nodes] = self.decoupled.embeddings[-1, self.decoupled.index[nodes]].detach()
+            self.memory.states[nodes] = self.decoupled.embeddings[-1]
         self._replaying = False
         with torch.no_grad():
             for part in rest:
@@ -141,113 +128,75 @@ class EDGE(StreamModel):
 
     # The recurrence
 
-    def roll(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> tuple[Tensor, Plan, Past]:
-        """Return the window's states (see `recurrence.roll`), its plan and what was known; go past it.
+    def roll(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> Rolled:
+        """Go past a window.
 
         Args:
             window: E events.
             cut: Whether decoupled nodes are read as free embeddings.
-            given: Nodes that are to have a row, int32.
+            given: Destinations that are to have a row.
         """
-        plan = self.memory.plan(window, self.decoupled.cut.cpu() if cut else None, given)
+        rows = None if given is None else (given + self.offset).int().cpu()
+        plan = self.memory.plan(window, self.decoupled.cut.cpu() if cut else None, rows)
         nodes = plan.nodes.to(self.device).long()
-        kind = (nodes >= self.offset).long() if self.offset else torch.zeros_like(nodes)
-        met = self.memory.time[nodes] >= 0
-        start = torch.where(met[:, None], self.memory.states[nodes], self.initial[kind])
+        start = self.memory.states.index_select(0, nodes) + self._newcomers(nodes) @ self.initial
         if cut:
             start = self.decoupled.fill(start, nodes, self.decoupled.segment(window.start))
         past = self.memory.pass_by(window)
-        states = roll(self.cell, start, self.cell.brought(self._messages(window, past)), plan, self.compiled)
+        gaps, ages = time_features(past.gaps, self.ticks), time_features(past.ages, self.ticks)
+        states = roll(self.cell, start, self.cell.brought(self._messages(window, gaps)), plan, self.compiled)
         last = plan.last.to(self.device).long()
-        self.memory.states[nodes] = states.detach().index_select(0, last)
-        return states, plan, past
+        self.memory.states.index_copy_(0, nodes, states.detach().index_select(0, last))
+        return Rolled(window, states, plan, past, gaps, ages)
 
-    def _messages(self, window: EventWindow, past: Past) -> tuple[Tensor, Tensor]:
+    def _newcomers(self, nodes: Tensor) -> Tensor:
+        """Return R x 2: which nodes had no event yet, by kind; their states are zeros."""
+        new = self.memory.time[nodes] < 0
+        there = nodes >= self.offset if self.offset else torch.zeros_like(new)
+        return torch.stack([new & ~there, new & there], dim=1).float()
+
+    def _messages(self, window: EventWindow, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what sources and destinations are told: a destination's static embedding, their own gap, features."""
-        there = self.static.lookup("destination", window.destination.long())
+        there = self.head.static.lookup("destination", window.destination.long())
         # sources have no static embedding of their own, so that a new one is like any other
-        back = torch.zeros_like(there) if self.offset else self.static.lookup("destination", window.source.long())
-        parts = []
-        for side, static in enumerate((there, back)):
-            features = [] if window.features is None else [window.features]
-            parts.append(torch.cat([static, time_features(past.gaps[:, side], self.ticks), *features], dim=1))
-        return parts[0], parts[1]
-
-    def logits(self, window: EventWindow, states: Tensor, plan: Plan, past: Past, candidates: Tensor) -> Tensor:
-        """Return E x M scores of M candidate destinations (int64, each once), which are the plan's first nodes."""
-        events, count = len(window), len(candidates)
-        gap = time_features(past.gaps[:, 0], self.ticks)
-        own = states.index_select(0, plan.seen[:, 0].to(self.device).long())
-        own = own * (1 + self.project(gap))  # JODIE's projection to the time of the event
-        newest = past.recent[:, 0].long()
-        before = self.static.lookup("destination", newest.clamp(min=0)) * (newest >= 0)[:, None]
-        query = self.dropout(torch.cat([own, before, gap], dim=1))
-        rows = self.static.lookup("destination", candidates)
-        asked = torch.cat([self.static_query(query)[:, :-1] + before[:, :-1], query.new_ones(events, 1)], dim=1)
-        base = asked @ rows.t()  # the last column of a static embedding is its bias
-        base = self._recent_scores(base, own, past, candidates)
-        changes = states[1 : 2 * events : 2] if self.offset else states[: 2 * events]
-        versions = torch.cat([states[2 * events : 2 * events + count], changes])
-        scores = self.state_query(query) @ versions.t()
-        ends = window.destination[:, None] if self.offset else torch.stack([window.source, window.destination], dim=1)
-        return VersionScores.apply(base, scores, self._place(candidates)[ends.long()].int())  # type: ignore[no-untyped-call]
-
-    def _recent_scores(self, base: Tensor, own: Tensor, past: Past, candidates: Tensor) -> Tensor:
-        """Add what the source's recent destinations score for having been there."""
-        ages = time_features(past.ages, self.ticks)  # E x K x 7
-        newest = ages[:, :1].expand_as(ages)
-        byage = self.age_score(torch.cat([ages, newest], dim=2)).diagonal(dim1=1, dim2=2)  # place r has the r-th output
-        values = self.place_score(self.dropout(own)) + byage  # E x K
-        place = self._place(candidates)[past.recent.clamp(min=0).long()]
-        there = (place >= 0) & (past.recent >= 0)
-        return base.scatter_add(1, place.clamp(min=0), values * there)
-
-    def _place(self, candidates: Tensor) -> Tensor:
-        """Return the place of each destination among the candidates, -1 for the others."""
-        place = torch.full((self.num_destinations,), -1, dtype=torch.int64, device=candidates.device)
-        place[candidates] = torch.arange(len(candidates), device=candidates.device)
-        return place
+        back = torch.zeros_like(there)
+        if not self.offset:
+            back = self.head.static.lookup("destination", window.source.long())
+        features = [] if window.features is None else [window.features]
+        return (torch.cat([there, gaps[:, 0], *features], dim=1), torch.cat([back, gaps[:, 1], *features], dim=1))
 
     # Training and evaluation
 
     def train_window(self, window: EventWindow) -> Tensor:
         """Return the cross-entropy, the mean over events, with the matching loss; go past the window."""
-        candidates, correction = self._candidates(window)
-        given = (candidates + self.offset).int().cpu()
+        candidates = self._candidates(window)
         cut = self.decoupled.active
-        states, plan, past = self.roll(window, cut, given)
-        logits = self.logits(window, states, plan, past, candidates)
-        if correction is not None:
-            logits = logits - correction
-        loss = F.cross_entropy(logits, self._place(candidates)[window.destination.long()])
-        if cut:
+        rolled = self.roll(window, cut, candidates.ids)
+        loss = self.head.loss(rolled, candidates)
+        if cut and self.weights["matching"]:
             ends = torch.stack([window.source.long(), window.destination.long() + self.offset], dim=1)
-            segment = self.decoupled.segment(window.start)
-            if self.weights["matching"]:
-                matching = self.decoupled.matching(states, plan, ends, segment, self.detach)
-                loss = loss + self.weights["matching"] * matching
-            if self.weights["smoothness"]:
-                loss = loss + self.weights["smoothness"] * self.decoupled.smoothness()
+            matching = self.decoupled.matching(rolled.states, rolled.plan, ends, self.detach)
+            loss = loss + self.weights["matching"] * matching
+        if cut and self.weights["smoothness"]:
+            loss = loss + self.weights["smoothness"] * self.decoupled.smoothness()
         return loss
 
-    def _candidates(self, window: EventWindow) -> tuple[Tensor, Tensor | None]:
-        """Return the destinations that a window's are told from, and the logarithm of how likely each is among them."""
+    def _candidates(self, window: EventWindow) -> Candidates:
+        """Return the destinations that a window's are told from."""
         if self.num_destinations <= self.candidates:
-            return torch.arange(self.num_destinations, device=self.device), None
+            return Candidates.of(torch.arange(self.num_destinations, device=self.device), self.num_destinations)
         here = window.destination.long().unique()
         count = max(self.candidates - len(here), 1)
         drawn = torch.randint(self.num_destinations, (count,), device=self.device)
-        candidates = torch.cat([here, drawn]).unique()
-        missed = (1 - self.popularity[candidates]) ** len(window) * (1 - 1 / self.num_destinations) ** count
-        return candidates, torch.log1p(-missed)
+        ids = torch.cat([here, drawn]).unique()
+        missed = (1 - self.popularity[ids]) ** len(window) * (1 - 1 / self.num_destinations) ** count
+        return Candidates.of(ids, self.num_destinations, torch.log1p(-missed))
 
     @torch.no_grad()
     def score(self, window: EventWindow) -> Tensor:
         """Return the logarithm of each destination's probability: against a uniform negative, the best there is."""
-        candidates = torch.arange(self.num_destinations, device=self.device)
-        given = (candidates + self.offset).int().cpu()
-        states, plan, past = self.roll(window, cut=False, given=given)
-        return self.logits(window, states, plan, past, candidates).log_softmax(dim=1)
+        candidates = Candidates.of(torch.arange(self.num_destinations, device=self.device), self.num_destinations)
+        return self.head.score(self.roll(window, cut=False, given=candidates.ids), candidates)
 
     @torch.no_grad()
     def observe(self, window: EventWindow) -> None:

@@ -102,17 +102,6 @@ def history(
             when[u] = torch.cat([when.new_tensor([moment]), when[u, kept]])
 
 
-def newest_versions(changed: Tensor, candidates: int) -> Tensor:
-    """Return, for n events and m candidates, the column of scores that holds: see events.c, edge_versions."""
-    newest, rows = torch.arange(candidates), []
-    for event, places in enumerate(changed.tolist()):
-        rows.append(newest.clone())
-        for side, place in enumerate(places):
-            if place >= 0:
-                newest[place] = candidates + event * len(places) + side
-    return torch.stack(rows)
-
-
 def recent_places(
     source: Tensor,
     destination: Tensor,

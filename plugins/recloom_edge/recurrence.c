@@ -7,14 +7,9 @@
      gates 3, GRU: r, z = sigmoid(x + A h + B g), n = tanh(x_n + B_n g + r (A_n h + c)), h' = (1 - z) n + z h.
    Weights of end s: forward, self and other input-major (d x gates d each); backward, output-major (gates d x d). */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vector.h"
 
 #define MOST 8 /* events of a block */
-
-typedef float vector __attribute__((vector_size(64), aligned(4)));
 
 typedef struct {
     int64_t width, gates, events, levels;
@@ -64,27 +59,6 @@ static void product(int count, const float *const *rows, int64_t depth, const fl
     }
 }
 
-/* exp without a call, so that loops over it become vector code; relative error below 2e-7. */
-static inline float fast_exp(float x) {
-    x = x > 87.0f ? 87.0f : x < -87.0f ? -87.0f : x;
-    float n = floorf(x * 1.44269504f + 0.5f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    union {
-        int32_t i;
-        float f;
-    } scale = {((int32_t)n + 127) << 23};
-    return p * scale.f;
-}
-
-static inline float fast_sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
-static inline float fast_tanh(float x) { return 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f); }
-
 static void forward_block(const Task *t, int side, int count, const int32_t *events, float *buffer) {
     int64_t d = t->width, g = t->gates * d;
     const float *own[MOST], *others[MOST];
@@ -107,16 +81,18 @@ static void forward_block(const Task *t, int side, int count, const int32_t *eve
         int64_t row = 2 * (int64_t)events[b] + side;
         float *out = t->states + row * d, *x = input[b], *h = hidden[b];
         if (t->gates == 1) {
-            for (int64_t j = 0; j < d; j++) out[j] = fast_tanh(x[j]);
+            for (int64_t j = 0; j < d; j += 16) *(vector *)(out + j) = tanh16(*(const vector *)(x + j));
             continue;
         }
         float *saved = t->saved + row * 4 * d;
-        for (int64_t j = 0; j < d; j++) {
-            float r = fast_sigmoid(x[j] + h[j]), z = fast_sigmoid(x[d + j] + h[d + j]);
-            float n = fast_tanh(x[2 * d + j] + r * h[2 * d + j]);
-            out[j] = (1.0f - z) * n + z * own[b][j];
-            saved[j] = r, saved[d + j] = z, saved[2 * d + j] = n, saved[3 * d + j] = h[2 * d + j];
+#define AT(array, gate) (*(vector *)((array) + (gate) * d + j))
+        for (int64_t j = 0; j < d; j += 16) {
+            vector r = sigmoid16(AT(x, 0) + AT(h, 0)), z = sigmoid16(AT(x, 1) + AT(h, 1));
+            vector n = tanh16(AT(x, 2) + r * AT(h, 2));
+            AT(out, 0) = (1.0f - z) * n + z * *(const vector *)(own[b] + j);
+            AT(saved, 0) = r, AT(saved, 1) = z, AT(saved, 2) = n, AT(saved, 3) = AT(h, 2);
         }
+#undef AT
     }
 }
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dgl.nn.functional import edge_softmax
 from torch import Tensor, nn
 
-from recloom.data.streams.module import EventWindow
+from recloom.data.streams.window import EventWindow
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
 from recloom_edge.base import StreamModel

@@ -11,7 +11,7 @@ from torch import nn
 
 from recloom import checkpoint
 from recloom.data.streams.folder import load_stream
-from recloom.data.streams.module import window_of, windows
+from recloom.data.streams.window import window_of, windows
 from recloom.data.streams.powerlaw import PowerLawStream
 from recloom.data.streams.stream import EventStream
 from recloom.errors import ComponentImportError
@@ -20,11 +20,13 @@ from recloom.testing import check_plugin, run_cli
 from recloom_edge import kernels, partition, plain
 from recloom_edge.cells import make_cell
 from recloom_edge.evaluate import Evaluation, ranks
+from recloom_edge.head import Candidates
 from recloom_edge.jodie import JODIE
 from recloom_edge.kernels import Plan
 from recloom_edge.model import EDGE
+from recloom_edge.query import AgeScores, query_input, time_features
 from recloom_edge.recurrence import roll
-from recloom_edge.scoring import VersionScores, time_features
+from recloom_edge.scoring import candidate_loss, log_probabilities, version_logits
 
 SHARED = [parent / "shared/data/jodie_wikipedia" for parent in Path(__file__).parents]
 WIKI = next((path for path in SHARED if path.exists()), Path("missing")) / "wikipedia_u_i_ts_label.csv"
@@ -160,27 +162,79 @@ def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventSt
 
 
 def test_candidates_are_scored_by_their_newest_version(monkeypatch) -> None:
-    torch.manual_seed(0)
-    for changes in (1, 2):
-        changed = torch.randint(-1, 6, (30, changes), dtype=torch.int32)
-        base = torch.randn(30, 6, requires_grad=True)
-        scores = torch.randn(30, 6 + 30 * changes, requires_grad=True)
-        newest, wanted = list(range(6)), []
-        for event in range(30):
-            wanted.append(torch.stack([base[event, j] + scores[event, newest[j]] for j in range(6)]))
-            for c, place in enumerate(changed[event].tolist()):
+    """Against the definition, event by event; the loss's gradients in the compiled kernels and in torch operations."""
+    for stream, changes in ((small(60), 1), (one_kind(60), 2)):
+        torch.manual_seed(0)
+        ids = torch.randperm(stream.num_destinations)[:20]
+        plan = make_plan(stream, None, (ids + stream.node_offset).int())
+        candidates = Candidates.of(ids, stream.num_destinations)
+        sizes = ((60, 48), (20, 16), (120 + len(plan.nodes), 32), (60, 3))
+        given = [torch.randn(size, requires_grad=True) for size in sizes]
+        asked, rows, states, values = given
+        ends = [stream.source, stream.destination][2 - changes :]
+        changed = candidates.place[torch.stack(ends, dim=1).long()]
+        newest, lines = {int(j): 120 + int(j) for j in range(20)}, []
+        for event in range(60):
+            versions = torch.cat([rows, states[[newest[j] for j in range(20)]]], dim=1)
+            lines.append(versions @ asked[event])
+            for side, place in enumerate(changed[event].tolist()):
                 if place >= 0:
-                    newest[place] = 6 + event * changes + c
-        weight = torch.randn(30, 6)
-        gradients = torch.autograd.grad((torch.stack(wanted) * weight).sum(), [base, scores])
+                    newest[place] = 2 * event + 2 - changes + side
+        wanted = torch.stack(lines)
+        with torch.no_grad():
+            assert torch.allclose(version_logits(asked, rows, states, plan, changed), wanted, atol=1e-4)
+        assert torch.allclose(version_logits(asked, rows, states, plan, changed), wanted, atol=1e-4)
+        places = torch.stack([torch.randperm(20)[:3] for _ in range(60)]).int()
+        places[::4, 1] = -1
+        target, correction = torch.randint(0, 20, (60,), dtype=torch.int32), torch.randn(20)
+        sums = torch.zeros(60, 20).scatter_add(1, places.clamp(min=0).long(), values * (places >= 0))
+        loss = nn.functional.cross_entropy(wanted + sums - correction, target.long())
+        gradients = torch.autograd.grad(3 * loss, given)
+        chances = (wanted + sums).log_softmax(1)
         for native in (True, False):
             with monkeypatch.context() as patch:
                 if not native:
                     patch.setattr("recloom_edge.scoring.library", lambda name: None)
-                found = VersionScores.apply(base, scores, changed)
-                again = torch.autograd.grad((found * weight).sum(), [base, scores])
-            assert torch.allclose(found, torch.stack(wanted))
-            assert all(torch.allclose(a, b) for a, b in zip(again, gradients, strict=True))
+                found = candidate_loss(asked, rows, states, values, plan, changed, places, target, correction)
+                again = torch.autograd.grad(3 * found, given)
+                with torch.no_grad():
+                    logits = version_logits(asked, rows, states, plan, changed)
+                    assert torch.allclose(log_probabilities(logits, values, places), chances, atol=1e-4)
+            assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(again, gradients, strict=True))
+
+
+def test_queries_and_ages_in_both_ways(monkeypatch) -> None:
+    torch.manual_seed(0)
+    plan = make_plan(small(50), None)
+    states, before = torch.randn(100 + len(plan.nodes), 16), torch.randn(50, 8)
+    project, gap = torch.randn(16, 7), torch.rand(50, 7)
+    scores, ages, places = AgeScores(4), torch.rand(50, 4, 7), torch.randint(-1, 3, (50, 4), dtype=torch.int32)
+    given = [tensor.requires_grad_() for tensor in (states, before, project)]
+    found = []
+    for native in (True, False):
+        with monkeypatch.context() as patch:
+            if not native:
+                patch.setattr("recloom_edge.query.library", lambda name: None)
+            query = query_input(*given, gap, plan)
+            byage = scores(ages, places)
+            total = (query.sin().sum() + byage.sin().sum()).square()
+            found.append([query, byage, *torch.autograd.grad(total, [*given, *scores.parameters()])])
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-3)
+    assert bool((found[0][1][places < 0] == 0).all())
+
+
+def test_dropout_keeps_the_mean_and_its_gradient_is_of_the_same_values() -> None:
+    torch.manual_seed(0)
+    plan = make_plan(small(400), None)
+    states, before = torch.ones(800 + len(plan.nodes), 16, requires_grad=True), torch.ones(400, 16, requires_grad=True)
+    query = query_input(states, before, torch.zeros(16, 7), torch.ones(400, 7), plan, 0.2)
+    assert float((query == 0).float().mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(query.detach().mean()) == pytest.approx(1, abs=0.02)
+    (gradient,) = torch.autograd.grad(query.sum(), [before])
+    assert torch.equal(gradient, query[:, 16:32])
+    assert not torch.equal(query, query_input(states, before, torch.zeros(16, 7), torch.ones(400, 7), plan, 0.2))
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -232,7 +286,7 @@ def build(kind: str, stream: EventStream) -> nn.Module:
         model = EDGE(schema, dim=16, static_dim=8, recent=3, share=0.1, segments=2, update=kind)
     model.prepare(training)
     with torch.no_grad():  # static embeddings that tell destinations apart, as after training
-        model.static.weight.normal_()
+        (model.static if kind == "JODIE" else model.head.static).weight.normal_()
     return model.eval()
 
 
@@ -385,7 +439,7 @@ def test_ranks_and_trivial_baselines_by_hand() -> None:
 def test_matching_loss_is_its_formula() -> None:
     stream = small(400)
     model = build("rnn", stream).train()
-    model.dropout.p = 0.0
+    model.head.dropout = 0.0
     window = window_of(stream, 150, 250)
     losses = {}
     for weight in (0.0, 3.0):
@@ -394,7 +448,7 @@ def test_matching_loss_is_its_formula() -> None:
         losses[weight] = model.train_window(window)
     model.replay([stream.slice(0, 150)])
     with torch.no_grad():
-        states, _, _ = model.roll(window, cut=True)
+        states = model.roll(window, cut=True).states
     free, k = model.decoupled, model.decoupled.segment(150)
     assert k == 1
     total = 0.0

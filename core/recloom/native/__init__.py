@@ -7,7 +7,8 @@ For a plugin's own kernels:
         library.my_function(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(len(tensor)))
 
 Write plain C11 that includes no torch header, take the number of threads (`torch.get_num_threads()`) as an argument
-for `#pragma omp parallel num_threads(n)`, and keep a version in torch operations for machines where `load` returns
+for `#pragma omp parallel num_threads(n)`, put what several kernels share into a header beside them
+(`#include "mine.h"`), and keep a version in torch operations for machines where `load` returns
 None: those without a C compiler, and those with RECLOOM_NATIVE=0. The library is linked to the OpenMP runtime that
 torch has loaded, so that both use one pool of threads. Compiled libraries are kept in the user's cache directory
 (XDG_CACHE_HOME, else ~/.cache) under a hash of source, compiler and processor.
@@ -21,6 +22,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -61,7 +63,7 @@ def load(name: str, folder: Path | None = None) -> ctypes.CDLL | None:
 def _build(source: Path, compiler: str) -> Path:
     """Return the compiled library, from the cache if it is there."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [source.read_text(encoding="utf-8"), version, _processor(), torch.__version__, *FLAGS]
+    parts = [*_texts(source), version, _processor(), torch.__version__, *FLAGS]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     target = _cache() / f"{source.stem}-{key}.so"
     if target.exists():
@@ -77,6 +79,14 @@ def _build(source: Path, compiler: str) -> Path:
     finally:
         Path(aside).unlink(missing_ok=True)
     return target
+
+
+def _texts(source: Path) -> Iterator[str]:
+    """Yield the text of a source, and of the headers beside it that it includes."""
+    text = source.read_text(encoding="utf-8")
+    yield text
+    for name in re.findall(r'^#include "([^"]+)"', text, re.MULTILINE):
+        yield from _texts(source.parent / name)
 
 
 def _compile(source: Path, compiler: str, target: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from recloom.data.streams.folder import load_stream
-from recloom.data.streams.module import EventWindow, windows
+from recloom.data.streams.window import EventWindow, windows
 from recloom.data.streams.powerlaw import PowerLawStream
 from recloom.data.streams.stream import EventStream
 from recloom.optim import OptimizerConfig, build_optimizer

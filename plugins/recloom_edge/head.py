@@ -1,0 +1,118 @@
+"""EDGE's scores: what the source asks for, held against each candidate destination as it is at the event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recloom.data.streams.window import EventWindow
+from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
+from recloom_edge.kernels import Plan
+from recloom_edge.memory import Past
+from recloom_edge.query import TIME_FEATURES, AgeScores, query_input
+from recloom_edge.scoring import candidate_loss, log_probabilities, version_logits
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A window that the recurrence went past.
+
+    Args:
+        window: E events.
+        states: Its states, see `recurrence.roll`.
+        plan: What was computed from what.
+        past: What was known before each event.
+        gaps: E x 2 x 7 features of the time since the last event of source and destination.
+        ages: E x K x 7 features of the time since the source's recent destinations.
+    """
+
+    window: EventWindow
+    states: Tensor
+    plan: Plan
+    past: Past
+    gaps: Tensor
+    ages: Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """M destinations that scores are wanted of.
+
+    Args:
+        ids: M destinations, each once, int64.
+        place: By destination, int32: its place among them; -1: it is none.
+        correction: M logarithms of how likely each is to be among them; None: they are all destinations.
+    """
+
+    ids: Tensor
+    place: Tensor
+    correction: Tensor | None = None
+
+    @classmethod
+    def of(cls, ids: Tensor, num_destinations: int, correction: Tensor | None = None) -> Candidates:
+        """Return the candidates `ids`."""
+        place = torch.full((num_destinations,), -1, dtype=torch.int32, device=ids.device)
+        place[ids] = torch.arange(len(ids), dtype=torch.int32, device=ids.device)
+        return cls(ids, place, correction)
+
+
+class CandidateHead(nn.Module):
+    """Scores of three parts: against a static embedding, against the newest state, for the source's recent ones.
+
+    The query is a linear map of the source's state, projected to the event's time as in JODIE, of its last
+    destination's static embedding, and of the time since. The last value of a static embedding is its bias.
+
+    Args:
+        num_destinations: Number of destinations.
+        bipartite: Whether an event makes no new state of a destination but its own.
+        width: Width of a state, d.
+        static_width: Width of a static embedding, s.
+        recent: K: the source's last K distinct destinations get a score of their own.
+        dropout: Share of what a query is made from that is dropped in training.
+    """
+
+    def __init__(
+        self, num_destinations: int, bipartite: bool, width: int, static_width: int, recent: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.bipartite, self.dropout, self.sizes = bipartite, dropout, (static_width, width, recent)
+        self.static = FusedEmbeddingBag(
+            [EmbeddingBagConfig("destination", static_width, num_destinations, ("destination",))]
+        )
+        self.project = nn.Linear(TIME_FEATURES, width, bias=False)
+        self.query = nn.Linear(width + static_width + TIME_FEATURES, sum(self.sizes))
+        self.ages = AgeScores(recent)
+        nn.init.zeros_(self.project.weight)
+
+    def loss(self, rolled: Rolled, candidates: Candidates) -> Tensor:
+        """Return the mean cross-entropy of the destinations among the candidates."""
+        asked, values, places = self._ask(rolled, candidates)
+        rows, changed = self.static.lookup("destination", candidates.ids), self._changed(rolled.window, candidates)
+        target = candidates.place[rolled.window.destination.long()]
+        versions = (asked, rows, rolled.states, values, rolled.plan, changed)
+        return candidate_loss(*versions, places, target, candidates.correction)
+
+    def score(self, rolled: Rolled, candidates: Candidates) -> Tensor:
+        """Return E x M logarithms of the candidates' probabilities."""
+        asked, values, places = self._ask(rolled, candidates)
+        rows, changed = self.static.lookup("destination", candidates.ids), self._changed(rolled.window, candidates)
+        return log_probabilities(version_logits(asked, rows, rolled.states, rolled.plan, changed), values, places)
+
+    def _ask(self, rolled: Rolled, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+        """Return E x (s + d) queries; E x K scores of the source's recent destinations, and their places."""
+        recent = rolled.past.recent
+        newest = recent[:, 0].long()
+        before = self.static.lookup("destination", newest.clamp(min=0)) * (newest >= 0)[:, None]
+        dropout = self.dropout if self.training else 0.0
+        given = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan, dropout)
+        fixed, moving, values = self.query(given).split(self.sizes, dim=1)
+        asked = torch.cat([fixed[:, :-1] + before[:, :-1], torch.ones_like(fixed[:, :1]), moving], dim=1)
+        places = torch.where(recent >= 0, candidates.place[recent.clamp(min=0).long()], -1)
+        return asked, values + self.ages(rolled.ages, places), places
+
+    def _changed(self, window: EventWindow, candidates: Candidates) -> Tensor:
+        """Return E x C, int32: the candidates that an event makes states of; -1 for none."""
+        ends = [window.destination] if self.bipartite else [window.source, window.destination]
+        return candidates.place[torch.stack(ends, dim=1).long()]
