@@ -19,7 +19,7 @@ class UpdateCell(nn.Module, ABC):
 
     Args:
         width: d, the width of a state.
-        inputs: Width of the event's message.
+        inputs: Widths of an event's messages, to its source and to its destination.
 
     Attributes:
         gates: The message is brought to gates x d values before the recurrence.
@@ -27,10 +27,10 @@ class UpdateCell(nn.Module, ABC):
 
     gates: int = 1
 
-    def __init__(self, width: int, inputs: int) -> None:
+    def __init__(self, width: int, inputs: tuple[int, int]) -> None:
         super().__init__()
         self.width = width
-        self.message = nn.ModuleList([nn.Linear(inputs, self.gates * width) for _ in range(2)])  # source, destination
+        self.message = nn.ModuleList([nn.Linear(size, self.gates * width) for size in inputs])
 
     def brought(self, messages: tuple[Tensor, Tensor]) -> Tensor:
         """Return E x 2 x gates d: the messages of sources and destinations as the recurrence takes them."""
@@ -44,7 +44,7 @@ class UpdateCell(nn.Module, ABC):
 class RNNUpdate(UpdateCell):
     """h' = tanh(x + A h + B g), as in JODIE (Kumar et al. 2019, equation 1)."""
 
-    def __init__(self, width: int, inputs: int) -> None:
+    def __init__(self, width: int, inputs: tuple[int, int]) -> None:
         super().__init__(width, inputs)
         self.own, self.other = _weights(self.gates * width, width), _weights(self.gates * width, width)
 
@@ -58,7 +58,7 @@ class GRUUpdate(UpdateCell):
 
     gates = 3
 
-    def __init__(self, width: int, inputs: int) -> None:
+    def __init__(self, width: int, inputs: tuple[int, int]) -> None:
         super().__init__(width, inputs)
         self.own, self.other = _weights(self.gates * width, width), _weights(self.gates * width, width)
         self.bias = nn.Parameter(torch.zeros(2, width))
@@ -89,7 +89,7 @@ def _weights(rows: int, columns: int) -> nn.Parameter:
 CELLS: dict[str, type[UpdateCell]] = {"rnn": RNNUpdate, "gru": GRUUpdate, "identity": IdentityUpdate}
 
 
-def make_cell(name: str, width: int, inputs: int) -> UpdateCell:
+def make_cell(name: str, width: int, inputs: tuple[int, int]) -> UpdateCell:
     """Return the cell called `name`."""
     if name not in CELLS:
         raise unknown("update cell", name, CELLS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +9,8 @@ from recloom.data.streams.stream import EventStream
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom_edge.kernels import Plan
+from recloom_edge.matching import Detach, distance
 from recloom_edge.partition import Partition, choose, partition
-
-Detach = Literal["none", "states", "parameters"]
 
 
 class Decoupled(nn.Module):
@@ -84,21 +81,16 @@ class Decoupled(nn.Module):
         wanted = segment * self.embeddings.shape[1] + index[rows]
         return start.index_copy(0, rows, self.free.lookup("free", wanted))
 
-    def matching(self, states: Tensor, plan: Plan, ends: Tensor, detach: Detach) -> Tensor:
+    def matching(self, states: Tensor, plan: Plan, detach: Detach) -> Tensor:
         """Return Σ |emb(w, t_e) - P[k, w]|² over the decoupled ends w of the events, over twice their number.
 
         Args:
             states: Rows of the window, see `recurrence.roll`; those that are read of decoupled nodes are P.
             plan: The window's plan.
-            ends: E x 2 nodes.
             detach: Which of the two gets no gradient.
         """
-        rows = self.cut[ends.flatten()].nonzero().squeeze(1)
-        made = states.index_select(0, rows)
-        wanted = states.index_select(0, plan.read.flatten().to(rows.device)[rows])
-        made = made.detach() if detach == "states" else made
-        wanted = wanted.detach() if detach == "parameters" else wanted
-        return (made - wanted).square().sum() / (2 * len(ends))
+        free = self.cut[plan.nodes.to(self.cut.device).long()][plan.place.to(self.cut.device).long()].flatten()
+        return distance(states, plan, free, detach) / max(len(free), 1)
 
     def smoothness(self) -> Tensor:
         """Return the mean of |P[k + 1, w] - P[k, w]|²."""

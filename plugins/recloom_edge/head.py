@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from recloom.data.streams.window import EventWindow
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
+from recloom_edge.fused import fused_loss
 from recloom_edge.kernels import Plan
 from recloom_edge.memory import Past
 from recloom_edge.query import TIME_FEATURES, AgeScores, query_input
-from recloom_edge.scoring import candidate_loss, log_probabilities, version_logits
+from recloom_edge.scoring import Targets, cross_entropy, fits, log_probabilities, version_logits
 
 
 @dataclass(frozen=True)
@@ -88,31 +89,37 @@ class CandidateHead(nn.Module):
 
     def loss(self, rolled: Rolled, candidates: Candidates) -> Tensor:
         """Return the mean cross-entropy of the destinations among the candidates."""
-        asked, values, places = self._ask(rolled, candidates)
-        rows, changed = self.static.lookup("destination", candidates.ids), self._changed(rolled.window, candidates)
-        target = candidates.place[rolled.window.destination.long()]
-        versions = (asked, rows, rolled.states, values, rolled.plan, changed)
-        return candidate_loss(*versions, places, target, candidates.correction)
+        before, rows, byage, targets = self._inputs(rolled, candidates)
+        dropout = self.dropout if self.training else 0.0
+        if fits(rolled.states, before):
+            weights = (self.project.weight, self.query.weight, self.query.bias)
+            return fused_loss(rolled.states, before, rows, byage, weights, rolled.gaps[:, 0], rolled.plan, targets, dropout)
+        given = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan, dropout)
+        asked, values = self._asked(given, before)
+        logits = version_logits(asked, rows, rolled.states, rolled.plan, targets.changed)
+        return cross_entropy(logits, values + byage, targets)
 
     def score(self, rolled: Rolled, candidates: Candidates) -> Tensor:
         """Return E x M logarithms of the candidates' probabilities."""
-        asked, values, places = self._ask(rolled, candidates)
-        rows, changed = self.static.lookup("destination", candidates.ids), self._changed(rolled.window, candidates)
-        return log_probabilities(version_logits(asked, rows, rolled.states, rolled.plan, changed), values, places)
+        before, rows, byage, targets = self._inputs(rolled, candidates)
+        given = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan)
+        asked, values = self._asked(given, before)
+        logits = version_logits(asked, rows, rolled.states, rolled.plan, targets.changed)
+        return log_probabilities(logits, values + byage, targets.places)
 
-    def _ask(self, rolled: Rolled, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-        """Return E x (s + d) queries; E x K scores of the source's recent destinations, and their places."""
-        recent = rolled.past.recent
+    def _inputs(self, rolled: Rolled, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor, Targets]:
+        """Return last destinations' and candidates' static embeddings, what recent ones score by age, and targets."""
+        recent, window = rolled.past.recent, rolled.window
         newest = recent[:, 0].long()
         before = self.static.lookup("destination", newest.clamp(min=0)) * (newest >= 0)[:, None]
-        dropout = self.dropout if self.training else 0.0
-        given = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan, dropout)
-        fixed, moving, values = self.query(given).split(self.sizes, dim=1)
-        asked = torch.cat([fixed[:, :-1] + before[:, :-1], torch.ones_like(fixed[:, :1]), moving], dim=1)
+        rows = self.static.lookup("destination", candidates.ids)
         places = torch.where(recent >= 0, candidates.place[recent.clamp(min=0).long()], -1)
-        return asked, values + self.ages(rolled.ages, places), places
-
-    def _changed(self, window: EventWindow, candidates: Candidates) -> Tensor:
-        """Return E x C, int32: the candidates that an event makes states of; -1 for none."""
         ends = [window.destination] if self.bipartite else [window.source, window.destination]
-        return candidates.place[torch.stack(ends, dim=1).long()]
+        changed = candidates.place[torch.stack(ends, dim=1).long()]
+        targets = Targets(changed, places, candidates.place[window.destination.long()], candidates.correction)
+        return before, rows, self.ages(rolled.ages, places), targets
+
+    def _asked(self, given: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E x (s + d) queries, and E x K scores of the source's recent destinations."""
+        fixed, moving, values = self.query(given).split(self.sizes, dim=1)
+        return torch.cat([fixed[:, :-1] + before[:, :-1], torch.ones_like(fixed[:, :1]), moving], dim=1), values

@@ -69,7 +69,7 @@ class JODIE(StreamModel):
         self.codes: Tensor | None
         self.register_buffer("codes", F.normalize(codes) if static_dim else None)
         self.initial = nn.Parameter(F.normalize(torch.rand(2, dim)))
-        self.cell = NormalisedRNN(dim, 1 + self.num_features)
+        self.cell = NormalisedRNN(dim, (1 + self.num_features, 1 + self.num_features))
         self.memory = Memory(self.num_nodes, self.offset, dim, 1)
         self.project = nn.Linear(1, dim)
         nn.init.normal_(self.project.weight)

@@ -13,8 +13,9 @@ from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
 from recloom_edge.base import StreamModel
 from recloom_edge.cells import CellName, make_cell
-from recloom_edge.decouple import Decoupled, Detach
+from recloom_edge.decouple import Decoupled
 from recloom_edge.head import CandidateHead, Candidates, Rolled
+from recloom_edge.matching import Detach
 from recloom_edge.memory import Memory
 from recloom_edge.query import TIME_FEATURES, time_features
 from recloom_edge.recurrence import roll
@@ -80,7 +81,8 @@ class EDGE(StreamModel):
         self.weights = {"matching": matching, "smoothness": smoothness}
         self.detach: Detach = matching_detach
         self.initial = nn.Parameter(torch.randn(2, dim) * 0.1)
-        self.cell = make_cell(update, dim, static_dim + TIME_FEATURES + self.num_features)
+        told = TIME_FEATURES + self.num_features
+        self.cell = make_cell(update, dim, (static_dim + told, told if self.offset else static_dim + told))
         self.memory = Memory(self.num_nodes, self.offset, dim, recent)
         self.decoupled = Decoupled(self.num_nodes, dim, segments, method, share, budget)
         self.head = CandidateHead(self.num_destinations, bool(self.offset), dim, static_dim, recent, dropout)
@@ -156,14 +158,19 @@ class EDGE(StreamModel):
         return torch.stack([new & ~there, new & there], dim=1).float()
 
     def _messages(self, window: EventWindow, gaps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what sources and destinations are told: a destination's static embedding, their own gap, features."""
-        there = self.head.static.lookup("destination", window.destination.long())
-        # sources have no static embedding of their own, so that a new one is like any other
-        back = torch.zeros_like(there)
-        if not self.offset:
-            back = self.head.static.lookup("destination", window.source.long())
-        features = [] if window.features is None else [window.features]
-        return (torch.cat([there, gaps[:, 0], *features], dim=1), torch.cat([back, gaps[:, 1], *features], dim=1))
+        """Return what sources and destinations are told: the other end's static embedding, their own gap, features.
+
+        Sources of a bipartite stream have no static embedding, so that a new one is like any other.
+        """
+        others = [window.destination] if self.offset else [window.destination, window.source]
+        told: list[list[Tensor]] = [[], []]
+        for side, other in enumerate(others):
+            told[side].append(self.head.static.lookup("destination", other.long()))
+        for side, parts in enumerate(told):
+            parts.append(gaps[:, side])
+            if window.features is not None:
+                parts.append(window.features)
+        return torch.cat(told[0], dim=1), torch.cat(told[1], dim=1)
 
     # Training and evaluation
 
@@ -174,8 +181,7 @@ class EDGE(StreamModel):
         rolled = self.roll(window, cut, candidates.ids)
         loss = self.head.loss(rolled, candidates)
         if cut and self.weights["matching"]:
-            ends = torch.stack([window.source.long(), window.destination.long() + self.offset], dim=1)
-            matching = self.decoupled.matching(rolled.states, rolled.plan, ends, self.detach)
+            matching = self.decoupled.matching(rolled.states, rolled.plan, self.detach)
             loss = loss + self.weights["matching"] * matching
         if cut and self.weights["smoothness"]:
             loss = loss + self.weights["smoothness"] * self.decoupled.smoothness()
@@ -185,10 +191,11 @@ class EDGE(StreamModel):
         """Return the destinations that a window's are told from."""
         if self.num_destinations <= self.candidates:
             return Candidates.of(torch.arange(self.num_destinations, device=self.device), self.num_destinations)
-        here = window.destination.long().unique()
-        count = max(self.candidates - len(here), 1)
-        drawn = torch.randint(self.num_destinations, (count,), device=self.device)
-        ids = torch.cat([here, drawn]).unique()
+        chosen = torch.zeros(self.num_destinations, dtype=torch.bool, device=self.device)
+        chosen[window.destination.long()] = True
+        count = max(self.candidates - int(chosen.sum()), 1)
+        chosen[torch.randint(self.num_destinations, (count,), device=self.device)] = True
+        ids = chosen.nonzero().squeeze(1)
         missed = (1 - self.popularity[ids]) ** len(window) * (1 - 1 / self.num_destinations) ** count
         return Candidates.of(ids, self.num_destinations, torch.log1p(-missed))
 

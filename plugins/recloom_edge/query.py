@@ -49,8 +49,8 @@ def query_input(
         plan: The window's plan.
         dropout: Share of the values that are dropped.
     """
-    if states.device.type == "cpu" and library("query") is not None:
-        return _QueryInput.apply(states, before, project, gap, plan, dropout)  # type: ignore[no-any-return, no-untyped-call]
+    if not torch.is_grad_enabled() and states.device.type == "cpu" and library("query") is not None:
+        return Query(before.contiguous(), project, gap.contiguous(), plan, dropout).forward(states)
     own = states.index_select(0, plan.seen[:, 0].to(states.device).long())
     return F.dropout(torch.cat([own * (1 + gap @ project.t()), before, gap], dim=1), dropout)
 
@@ -66,35 +66,31 @@ class _Query(ctypes.Structure):
     ]
 
 
-class _QueryInput(torch.autograd.Function):
-    """See `query_input`. What is dropped is drawn anew in the backward pass, from the same seed."""
+class Query:
+    """What `query_input` does, compiled, and its gradients. What is dropped is drawn again from the same seed."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, before: Tensor, project: Tensor, gap: Tensor, plan: Plan, dropout: float
-    ) -> Tensor:
+    def __init__(self, before: Tensor, project: Tensor, gap: Tensor, plan: Plan, dropout: float) -> None:
+        self.tensors = {"seen": plan.seen, "before": before, "project": project, "gap": gap}
+        self.seed = int(torch.randint(2**62, ())) if dropout else 0
+        self.dropped = round(dropout * 65_536)
+
+    def forward(self, states: Tensor) -> Tensor:
         """Return E x (d + s + 7)."""
-        before, gap = before.contiguous(), gap.contiguous()
-        sizes = (len(gap), states.shape[1], before.shape[1], round(dropout * 65_536))
-        ctx.sizes = (*sizes, int(torch.randint(2**62, ())) if dropout else 0)
-        ctx.plan = plan
-        ctx.save_for_backward(states, before, project, gap)
-        out = states.new_empty(len(gap), sizes[1] + sizes[2] + TIME_FEATURES)
-        _call("edge_query", _Query(*ctx.sizes), seen=plan.seen, states=states, before=before, gap=gap, project=project,
-              out=out)  # fmt: skip
+        width = states.shape[1] + self.tensors["before"].shape[1] + TIME_FEATURES
+        out = states.new_empty(len(self.tensors["gap"]), width)
+        self._call("edge_query", states=states, out=out)
         return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of states, before and project."""
-        states, before, project, gap = ctx.saved_tensors
-        found = torch.zeros_like(states), torch.empty_like(before), torch.empty_like(project)
-        d_states, d_before, d_project = found
-        _call("edge_query_backward", _Query(*ctx.sizes), seen=ctx.plan.seen, states=states, before=before, gap=gap,
-              project=project, out=gradient.contiguous(), d_states=d_states, d_before=d_before,
-              d_project=d_project)  # fmt: skip
-        return *found, None, None, None
+    def backward(self, states: Tensor, gradient: Tensor, d_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of `before` and `project`; add those of the states to `d_states`."""
+        found = torch.empty_like(self.tensors["before"]), torch.empty_like(self.tensors["project"])
+        into = {"d_states": d_states, "d_before": found[0], "d_project": found[1]}
+        self._call("edge_query_backward", states=states, out=gradient, **into)
+        return found
+
+    def _call(self, name: str, states: Tensor, **tensors: Tensor) -> None:
+        sizes = (len(self.tensors["gap"]), states.shape[1], self.tensors["before"].shape[1])
+        _call(name, _Query(*sizes, self.dropped, self.seed), states=states, **self.tensors, **tensors)
 
 
 class AgeScores(nn.Module):

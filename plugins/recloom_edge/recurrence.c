@@ -165,3 +165,24 @@ void edge_backward(const Task *t, int threads) {
             }
     }
 }
+
+/* Σ |what an event made of its end - what is read of that end|² over the ends with free[row], row of 2n. Backward:
+   adds scale (made - read) to the gradient of what was made, and subtracts it from that of what is read, if wanted. */
+double edge_matching(int64_t n, int64_t d, const uint8_t *free, const int32_t *read, const float *states, double scale,
+                     int made, int wanted, float *gradient) {
+    double total = 0;
+    for (int64_t row = 0; row < 2 * n; row++) {
+        if (!free[row]) continue;
+        vector sum = {0};
+        for (int64_t j = 0; j < d; j += 16) {
+#define AT(array, row) (*(vector *)((array) + (int64_t)(row) * d + j))
+            vector gap = AT(states, row) - AT(states, read[row]);
+            sum += gap * gap;
+            if (gradient && made) AT(gradient, row) += (float)scale * gap;
+            if (gradient && wanted) AT(gradient, read[row]) -= (float)scale * gap;
+#undef AT
+        }
+        for (int k = 0; k < 16; k++) total += (double)sum[k];
+    }
+    return total;
+}

@@ -25,11 +25,16 @@ def roll(cell: UpdateCell, start: Tensor, inputs: Tensor, plan: Plan, compiled: 
         plan: What is computed from what.
         compiled: Use the compiled kernel where there is one: RNN and GRU in float32 on CPU, d a multiple of 16.
     """
-    fits = start.device.type == "cpu" and start.dtype == torch.float32 and start.shape[1] % 16 == 0
-    if compiled and fits and isinstance(cell, RNNUpdate | GRUUpdate) and library("recurrence") is not None:
+    if compiled and type(cell) in (RNNUpdate, GRUUpdate) and compiled_for(start) is not None:
         bias = cell.bias if isinstance(cell, GRUUpdate) else None
         return Recurrence.apply(start, inputs, cell.own, cell.other, bias, plan)  # type: ignore[no-untyped-call]
     return by_level(cell, start, inputs, plan)
+
+
+def compiled_for(states: Tensor) -> ctypes.CDLL | None:
+    """Return recurrence.c for states that it takes: float32 on CPU, of a width that is a multiple of 16."""
+    fits = states.device.type == "cpu" and states.dtype == torch.float32 and states.shape[1] % 16 == 0
+    return library("recurrence") if fits else None
 
 
 def by_level(cell: UpdateCell, start: Tensor, inputs: Tensor, plan: Plan) -> Tensor:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_double, c_int, c_int64, c_void_p
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from recloom_edge.kernels import Plan, address, library
 
 TILE = 32
 
 
-class _Scores(ctypes.Structure):
-    """Arguments of scores.c: the same fields in the same order."""
+@dataclass(frozen=True)
+class Targets:
+    """What is looked for among M candidates, which are the first nodes of a window's plan.
 
-    _fields_ = [
-        *((name, c_int64) for name in ("events", "candidates", "stride", "fixed", "width", "changes")),
-        *((name, c_void_p) for name in ("asked", "rows", "states", "changed", "seen", "last", "logits")),
-        *((name, c_void_p) for name in ("d_asked", "d_rows", "d_states")),
-        ("scale", c_double),
-    ]
+    Args:
+        changed: E x C, int32: the candidates whose states an event makes, of its last C ends; -1: none.
+        places: E x K, int32: where the source's recent destinations are among the candidates; -1: nowhere.
+        target: E, int32: where the destination is.
+        correction: M logarithms of how likely candidates are to be there, subtracted; None: all destinations are.
+    """
+
+    changed: Tensor
+    places: Tensor
+    target: Tensor
+    correction: Tensor | None = None
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -34,19 +39,17 @@ def fits(*tensors: Tensor) -> bool:
 
 
 def version_logits(asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, changed: Tensor) -> Tensor:
-    """Return E x M scores of M candidates, which are the plan's first nodes: by fixed row and newest state.
+    """Return E x M scores of M candidates: of fixed rows and newest states. Compiled where no gradient is wanted.
 
     Args:
         asked: E x (s + d) queries, for fixed rows and for states.
         rows: M x s fixed rows.
         states: Rows of the window, see `recurrence.roll`.
-        plan: The window's plan.
-        changed: E x C, int32: the candidate whose state an event makes; -1: none.
+        plan: The window's plan, whose first nodes are the candidates.
+        changed: See `Targets`.
     """
     if not torch.is_grad_enabled() and fits(asked, rows, states):
-        out = _buffer(asked, rows)
-        _call("edge_logits", asked.contiguous(), rows.contiguous(), states, plan, changed, out)
-        return out[:, : len(rows)]
+        return score(asked.contiguous(), rows.contiguous(), states, plan, changed)[:, : len(rows)]
     events, count, changes = len(asked), len(rows), changed.shape[1]
     made = states[: 2 * events].view(events, 2, -1)[:, 2 - changes :].flatten(0, 1)
     versions = torch.cat([states[2 * events : 2 * events + count], made])
@@ -66,35 +69,10 @@ def newest_versions(changed: Tensor, candidates: int) -> Tensor:
     return table[:-1].cummax(0).values
 
 
-def candidate_loss(
-    asked: Tensor,
-    rows: Tensor,
-    states: Tensor,
-    values: Tensor,
-    plan: Plan,
-    changed: Tensor,
-    places: Tensor,
-    target: Tensor,
-    correction: Tensor | None,
-) -> Tensor:
-    """Return the mean cross-entropy of the destinations among the candidates.
-
-    Args:
-        asked: See `version_logits`.
-        rows: Likewise.
-        states: Likewise.
-        values: E x K scores of the source's recent destinations, added to theirs.
-        plan: Likewise.
-        changed: Likewise.
-        places: E x K, int32: those destinations' places among the candidates; -1: nowhere.
-        target: E, int32: the destination's place.
-        correction: M logarithms of how likely candidates are to be there, subtracted; None: all are.
-    """
-    if fits(asked, rows, states):
-        tensors = (asked, rows, states, values, plan, changed, places, target, correction)
-        return _CandidateLoss.apply(*tensors)  # type: ignore[no-any-return, no-untyped-call]
-    logits = _with_recent(version_logits(asked, rows, states, plan, changed), values, places)
-    return F.cross_entropy(logits if correction is None else logits - correction, target.long())
+def cross_entropy(logits: Tensor, values: Tensor, targets: Targets) -> Tensor:
+    """Return the mean cross-entropy of the destinations, with E x K scores `values` of recent ones added."""
+    logits = _with_recent(logits, values, targets.places)
+    return F.cross_entropy(logits if targets.correction is None else logits - targets.correction, targets.target.long())
 
 
 def log_probabilities(logits: Tensor, values: Tensor, places: Tensor) -> Tensor:
@@ -102,7 +80,7 @@ def log_probabilities(logits: Tensor, values: Tensor, places: Tensor) -> Tensor:
     whole = logits._base if logits._base is not None else logits
     if logits.device.type != "cpu" or whole.shape[1] % TILE or library("scores") is None:
         return _with_recent(logits, values, places).log_softmax(dim=1)
-    _softmax(whole, logits.shape[1], values, places, None, None)
+    softmax(whole, logits.shape[1], values, places)
     return logits
 
 
@@ -110,57 +88,48 @@ def _with_recent(logits: Tensor, values: Tensor, places: Tensor) -> Tensor:
     return logits.scatter_add(1, places.clamp(min=0).long(), values * (places >= 0))
 
 
-def _buffer(asked: Tensor, rows: Tensor) -> Tensor:
-    return asked.new_empty(len(asked), -(-len(rows) // TILE) * TILE)
+# Calls of scores.c
 
 
-class _CandidateLoss(torch.autograd.Function):
-    """Scores and cross-entropy in one go; what is kept is the gradient of the scores."""
+class _Scores(ctypes.Structure):
+    """Arguments of scores.c: the same fields in the same order."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        asked: Tensor,
-        rows: Tensor,
-        states: Tensor,
-        values: Tensor,
-        plan: Plan,
-        changed: Tensor,
-        places: Tensor,
-        target: Tensor,
-        correction: Tensor | None,
-    ) -> Tensor:
-        """Return the loss; see `candidate_loss`."""
-        asked, rows = asked.contiguous(), rows.contiguous()
-        logits = _buffer(asked, rows)
-        _call("edge_logits", asked, rows, states, plan, changed, logits)
-        total = _softmax(logits, len(rows), values, places, target, correction)
-        ctx.plan = plan
-        ctx.save_for_backward(asked, rows, states, changed, places, logits)
-        return asked.new_tensor(total / max(len(asked), 1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of asked, rows, states and values."""
-        asked, rows, states, changed, places, logits = ctx.saved_tensors
-        scale = float(gradient) / max(len(asked), 1)
-        d_asked, d_states = torch.zeros_like(asked), torch.zeros_like(states)
-        d_rows = torch.empty_like(rows)
-        into = {"d_asked": d_asked, "d_rows": d_rows, "d_states": d_states}
-        _call("edge_logits_backward", asked, rows, states, ctx.plan, changed, logits, scale, **into)
-        d_values = logits.gather(1, places.clamp(min=0).long()) * ((places >= 0) * scale)
-        return d_asked, d_rows, d_states, d_values, None, None, None, None, None
+    _fields_ = [
+        *((name, c_int64) for name in ("events", "candidates", "stride", "fixed", "width", "changes")),
+        *((name, c_void_p) for name in ("asked", "rows", "states", "changed", "seen", "last", "logits")),
+        *((name, c_void_p) for name in ("d_asked", "d_rows", "d_states")),
+        ("scale", c_double),
+    ]
 
 
-def _softmax(
-    logits: Tensor, count: int, values: Tensor, places: Tensor, target: Tensor | None, correction: Tensor | None
-) -> float:
+def score(asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, changed: Tensor) -> Tensor:
+    """Return E x M scores in the first columns of a wider table; see `version_logits`."""
+    logits = asked.new_empty(len(asked), -(-len(rows) // TILE) * TILE)
+    _call("edge_logits", asked, rows, states, plan, changed, logits)
+    return logits
+
+
+def score_backward(
+    asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, changed: Tensor, gradient: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of asked, rows and states, from that of what `score` returned, times `scale`."""
+    found = torch.zeros_like(asked), torch.empty_like(rows), torch.zeros_like(states)
+    into = dict(zip(("d_asked", "d_rows", "d_states"), found, strict=True))
+    _call("edge_logits_backward", asked, rows, states, plan, changed, gradient, scale, **into)
+    return found
+
+
+def softmax(logits: Tensor, count: int, values: Tensor, places: Tensor, targets: Targets | None = None) -> float:
+    """Make what `score` returned logarithms of probabilities; or, with targets, the gradient of the cross-entropies.
+
+    Returns their sum over the events, 0 without targets. `count` is M; the correction is that of the targets.
+    """
     compiled = library("scores")
     assert compiled is not None
     compiled.edge_softmax.restype = c_double
     sizes = map(c_int64, (len(logits), count, logits.shape[1], places.shape[1]))
-    tensors = (correction, values.contiguous(), places, target, logits)
+    wanted = (None, None) if targets is None else (targets.correction, targets.target)
+    tensors = (wanted[0], values.contiguous(), places, wanted[1], logits)
     return float(compiled.edge_softmax(*sizes, *map(address, tensors)))
 
 

@@ -16,17 +16,19 @@ from recloom.data.streams.powerlaw import PowerLawStream
 from recloom.data.streams.stream import EventStream
 from recloom.errors import ComponentImportError
 from recloom.plugins import catalog
+from recloom.rowgrad import row_gradients
 from recloom.testing import check_plugin, run_cli
 from recloom_edge import kernels, partition, plain
 from recloom_edge.cells import make_cell
 from recloom_edge.evaluate import Evaluation, ranks
-from recloom_edge.head import Candidates
+from recloom_edge.head import CandidateHead, Candidates, Rolled
 from recloom_edge.jodie import JODIE
 from recloom_edge.kernels import Plan
+from recloom_edge.memory import Past
 from recloom_edge.model import EDGE
-from recloom_edge.query import AgeScores, query_input, time_features
+from recloom_edge.query import Query, time_features
 from recloom_edge.recurrence import roll
-from recloom_edge.scoring import candidate_loss, log_probabilities, version_logits
+from recloom_edge.scoring import log_probabilities, version_logits
 
 SHARED = [parent / "shared/data/jodie_wikipedia" for parent in Path(__file__).parents]
 WIKI = next((path for path in SHARED if path.exists()), Path("missing")) / "wikipedia_u_i_ts_label.csv"
@@ -133,9 +135,9 @@ def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventSt
     cut = partition.by_activity(stream, decoupled) if decoupled else None
     given = torch.tensor([3, 1, 3], dtype=torch.int32)
     plan = make_plan(stream, cut, given)
-    cell = make_cell(name, 16, 5)
+    cell = make_cell(name, 16, (5, 4))
     start = torch.randn(len(plan.nodes), 16, requires_grad=True)
-    messages = (torch.randn(len(stream), 5), torch.randn(len(stream), 5))
+    messages = (torch.randn(len(stream), 5), torch.randn(len(stream), 4))
     inputs = cell.brought(messages)
     # the definition: read, update both ends, in order
     free = set() if cut is None else set(cut.nonzero().squeeze(1).tolist())
@@ -161,80 +163,81 @@ def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventSt
             assert torch.allclose(mine, theirs, atol=1e-4 * max(1.0, float(theirs.abs().max())))
 
 
-def test_candidates_are_scored_by_their_newest_version(monkeypatch) -> None:
-    """Against the definition, event by event; the loss's gradients in the compiled kernels and in torch operations."""
-    for stream, changes in ((small(60), 1), (one_kind(60), 2)):
-        torch.manual_seed(0)
-        ids = torch.randperm(stream.num_destinations)[:20]
-        plan = make_plan(stream, None, (ids + stream.node_offset).int())
-        candidates = Candidates.of(ids, stream.num_destinations)
-        sizes = ((60, 48), (20, 16), (120 + len(plan.nodes), 32), (60, 3))
-        given = [torch.randn(size, requires_grad=True) for size in sizes]
-        asked, rows, states, values = given
-        ends = [stream.source, stream.destination][2 - changes :]
-        changed = candidates.place[torch.stack(ends, dim=1).long()]
-        newest, lines = {int(j): 120 + int(j) for j in range(20)}, []
-        for event in range(60):
-            versions = torch.cat([rows, states[[newest[j] for j in range(20)]]], dim=1)
-            lines.append(versions @ asked[event])
-            for side, place in enumerate(changed[event].tolist()):
-                if place >= 0:
-                    newest[place] = 2 * event + 2 - changes + side
-        wanted = torch.stack(lines)
-        with torch.no_grad():
-            assert torch.allclose(version_logits(asked, rows, states, plan, changed), wanted, atol=1e-4)
-        assert torch.allclose(version_logits(asked, rows, states, plan, changed), wanted, atol=1e-4)
-        places = torch.stack([torch.randperm(20)[:3] for _ in range(60)]).int()
-        places[::4, 1] = -1
-        target, correction = torch.randint(0, 20, (60,), dtype=torch.int32), torch.randn(20)
-        sums = torch.zeros(60, 20).scatter_add(1, places.clamp(min=0).long(), values * (places >= 0))
-        loss = nn.functional.cross_entropy(wanted + sums - correction, target.long())
-        gradients = torch.autograd.grad(3 * loss, given)
-        chances = (wanted + sums).log_softmax(1)
-        for native in (True, False):
-            with monkeypatch.context() as patch:
-                if not native:
-                    patch.setattr("recloom_edge.scoring.library", lambda name: None)
-                found = candidate_loss(asked, rows, states, values, plan, changed, places, target, correction)
-                again = torch.autograd.grad(3 * found, given)
-                with torch.no_grad():
-                    logits = version_logits(asked, rows, states, plan, changed)
-                    assert torch.allclose(log_probabilities(logits, values, places), chances, atol=1e-4)
-            assert found.item() == pytest.approx(loss.item(), rel=1e-5)
-            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(again, gradients, strict=True))
+TWO_STREAMS = pytest.mark.parametrize(("stream", "changes"), [(small(60), 1), (one_kind(60), 2)], ids=["two", "one"])
 
 
-def test_queries_and_ages_in_both_ways(monkeypatch) -> None:
+def looked_for(stream: EventStream, changes: int, count: int) -> tuple[Plan, Candidates, torch.Tensor]:
+    ids = torch.randperm(stream.num_destinations)[:count]
+    candidates = Candidates.of(ids, stream.num_destinations, torch.randn(count))
+    ends = [stream.source, stream.destination][2 - changes :]
+    changed = candidates.place[torch.stack(ends, dim=1).long()]
+    return make_plan(stream, None, (ids + stream.node_offset).int()), candidates, changed
+
+
+@TWO_STREAMS
+def test_candidates_are_scored_by_their_newest_version(stream: EventStream, changes: int) -> None:
     torch.manual_seed(0)
-    plan = make_plan(small(50), None)
-    states, before = torch.randn(100 + len(plan.nodes), 16), torch.randn(50, 8)
-    project, gap = torch.randn(16, 7), torch.rand(50, 7)
-    scores, ages, places = AgeScores(4), torch.rand(50, 4, 7), torch.randint(-1, 3, (50, 4), dtype=torch.int32)
-    given = [tensor.requires_grad_() for tensor in (states, before, project)]
+    plan, _, changed = looked_for(stream, changes, 20)
+    asked, rows, states = torch.randn(60, 48), torch.randn(20, 16), torch.randn(120 + len(plan.nodes), 32)
+    newest, lines = {j: 120 + j for j in range(20)}, []
+    for event in range(60):
+        versions = torch.cat([rows, states[[newest[j] for j in range(20)]]], dim=1)
+        lines.append(versions @ asked[event])
+        for side, place in enumerate(changed[event].tolist()):
+            if place >= 0:
+                newest[place] = 2 * event + 2 - changes + side
+    values, places = torch.randn(60, 3), torch.stack([torch.randperm(20)[:3] for _ in range(60)]).int()
+    places[::4, 1] = -1
+    sums = torch.stack(lines).scatter_add(1, places.clamp(min=0).long(), values * (places >= 0))
+    for graph in (True, False):  # torch operations, compiled
+        with torch.set_grad_enabled(graph):
+            found = version_logits(asked, rows, states, plan, changed)
+            assert torch.allclose(found, torch.stack(lines), atol=1e-4)
+            assert torch.allclose(log_probabilities(found, values, places), sums.log_softmax(1), atol=1e-4)
+
+
+@TWO_STREAMS
+def test_the_compiled_loss_is_that_of_torch_operations(stream: EventStream, changes: int, monkeypatch) -> None:
+    torch.manual_seed(0)
+    plan, candidates, _ = looked_for(stream, changes, stream.num_destinations)
+    window = window_of(stream, 0, 60)
+    head = CandidateHead(stream.num_destinations, changes == 1, 32, 16, 4, 0.0)
+    nn.init.normal_(head.static.weight)
+    nn.init.normal_(head.project.weight)
+    recent = torch.stack([torch.randperm(stream.num_destinations)[:4] for _ in range(60)]).int()
+    recent[::3] = -1
+    past = Past(torch.zeros(60, 2), recent, torch.zeros(60, 4))
+    states = torch.randn(120 + len(plan.nodes), 32, requires_grad=True)
+    rolled = Rolled(window, states, plan, past, torch.rand(60, 2, 7), torch.rand(60, 4, 7))
     found = []
     for native in (True, False):
+        row_gradients(head.static.weight).clear()
         with monkeypatch.context() as patch:
             if not native:
-                patch.setattr("recloom_edge.query.library", lambda name: None)
-            query = query_input(*given, gap, plan)
-            byage = scores(ages, places)
-            total = (query.sin().sum() + byage.sin().sum()).square()
-            found.append([query, byage, *torch.autograd.grad(total, [*given, *scores.parameters()])])
+                for module in ("scoring", "query"):
+                    patch.setattr(f"recloom_edge.{module}.library", lambda name: None)
+            loss = head.loss(rolled, candidates)
+            gradients = torch.autograd.grad(3 * loss, [states, *head.project.parameters(), *head.query.parameters(),
+                                                       *head.ages.parameters(), head.static.weight], allow_unused=True)  # fmt: skip
+        dense = torch.zeros_like(head.static.weight)
+        for gradient in row_gradients(head.static.weight):
+            dense.index_add_(0, *gradient.expand())
+        found.append([loss.detach(), *gradients[:-1], dense])
     for mine, theirs in zip(*found, strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-3)
-    assert bool((found[0][1][places < 0] == 0).all())
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert bool(theirs.any())
 
 
-def test_dropout_keeps_the_mean_and_its_gradient_is_of_the_same_values() -> None:
+def test_what_is_dropped_gets_no_gradient() -> None:
     torch.manual_seed(0)
-    plan = make_plan(small(400), None)
-    states, before = torch.ones(800 + len(plan.nodes), 16, requires_grad=True), torch.ones(400, 16, requires_grad=True)
-    query = query_input(states, before, torch.zeros(16, 7), torch.ones(400, 7), plan, 0.2)
-    assert float((query == 0).float().mean()) == pytest.approx(0.2, abs=0.02)
-    assert float(query.detach().mean()) == pytest.approx(1, abs=0.02)
-    (gradient,) = torch.autograd.grad(query.sum(), [before])
-    assert torch.equal(gradient, query[:, 16:32])
-    assert not torch.equal(query, query_input(states, before, torch.zeros(16, 7), torch.ones(400, 7), plan, 0.2))
+    plan, before = make_plan(small(400), None), torch.ones(400, 16)
+    states, gap, project = torch.ones(800 + len(plan.nodes), 16), torch.ones(400, 7), torch.zeros(16, 7)
+    query = Query(before, project, gap, plan, 0.2)
+    out = query.forward(states)
+    assert float((out == 0).float().mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(out.mean()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(query.backward(states, torch.ones_like(out), torch.zeros_like(states))[0], out[:, 16:32])
+    assert not torch.equal(out, Query(before, project, gap, plan, 0.2).forward(states))
 
 
 @pytest.mark.parametrize("native", [True, False])

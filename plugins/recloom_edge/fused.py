@@ -1,0 +1,90 @@
+"""The loss of a window from its states, in one step: query, scores of all candidates and cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recloom_edge.kernels import Plan
+from recloom_edge.query import Query
+from recloom_edge.scoring import Targets, score, score_backward, softmax
+
+
+def fused_loss(
+    states: Tensor,
+    before: Tensor,
+    rows: Tensor,
+    byage: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    gap: Tensor,
+    plan: Plan,
+    targets: Targets,
+    dropout: float,
+) -> Tensor:
+    """Return the mean cross-entropy, as `CandidateHead.loss` does in torch operations.
+
+    Args:
+        states: Rows of the window, see `recurrence.roll`.
+        before: E x s static embeddings of the sources' last destinations.
+        rows: M x s static embeddings of the candidates.
+        byage: E x K scores of the sources' recent destinations, without what the query adds.
+        weights: The head's projection, and weight and bias of its query.
+        gap: E x 7 features of the time since the source's last event.
+        plan: The window's plan.
+        targets: What is looked for.
+        dropout: Share of the query's input that is dropped.
+    """
+    return _FusedLoss.apply(states, before, rows, byage, *weights, gap, plan, targets, dropout)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FusedLoss(torch.autograd.Function):
+    """What is kept of the scores is their gradient, which the loss needs anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        before: Tensor,
+        rows: Tensor,
+        byage: Tensor,
+        project: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        gap: Tensor,
+        plan: Plan,
+        targets: Targets,
+        dropout: float,
+    ) -> Tensor:
+        """Return the loss."""
+        before, rows = before.contiguous(), rows.contiguous()
+        fixed, both = rows.shape[1], rows.shape[1] + states.shape[1]
+        query = Query(before, project, gap.contiguous(), plan, dropout)
+        given = query.forward(states)
+        found = torch.addmm(bias, given, weight.t())
+        asked = found[:, :both].contiguous()
+        asked[:, : fixed - 1] += before[:, :-1]
+        asked[:, fixed - 1] = 1  # the last value of a static embedding is its bias
+        logits = score(asked, rows, states, plan, targets.changed)
+        total = softmax(logits, len(rows), found[:, both:] + byage, targets.places, targets)
+        ctx.query, ctx.plan, ctx.changed, ctx.places = query, plan, targets.changed, targets.places
+        ctx.save_for_backward(states, rows, weight, given, asked, logits)
+        return states.new_tensor(total / max(len(asked), 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of states, before, rows, byage, and the weights."""
+        states, rows, weight, given, asked, logits = ctx.saved_tensors
+        fixed, both = rows.shape[1], asked.shape[1]
+        scale = float(gradient) / max(len(asked), 1)
+        d_asked, d_rows, d_states = score_backward(asked, rows, states, ctx.plan, ctx.changed, logits, scale)
+        d_values = logits.gather(1, ctx.places.clamp(min=0).long()) * ((ctx.places >= 0) * scale)
+        d_asked[:, fixed - 1] = 0
+        d_found = torch.cat([d_asked, d_values], dim=1)
+        d_before, d_project = ctx.query.backward(states, d_found @ weight, d_states)
+        d_before += d_asked[:, :fixed]
+        weights = (d_project, d_found.t() @ given, d_found.sum(0))
+        return d_states, d_before, d_rows, d_values, *weights, None, None, None, None
