@@ -13,8 +13,8 @@ from torch import Tensor
 
 from recloom import checkpoint
 from recloom.data.streams.module import StreamDataModule
-from recloom.data.streams.window import EventWindow, windows
 from recloom.data.streams.stream import EventStream
+from recloom.data.streams.window import EventWindow, windows
 from recloom.errors import DataError, RecloomError
 from recloom.features import FeatureSchema
 from recloom.optim import OptimizerConfig, build_optimizer

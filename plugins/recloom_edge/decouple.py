@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recloom.data.streams.stream import EventStream
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom_edge.kernels import Plan
-from recloom_edge.matching import Detach, distance
+from recloom_edge.matching import Detach, Matching
 from recloom_edge.partition import Partition, choose, partition
 
 
@@ -73,24 +76,18 @@ class Decoupled(nn.Module):
         return min(position * self.segments // max(self.events, 1), self.segments - 1)
 
     def fill(self, start: Tensor, nodes: Tensor, segment: int) -> Tensor:
-        """Return `start`, the states of `nodes`, with the free embeddings in the rows of decoupled ones."""
+        """Return `start`, the states of `nodes`, with free embeddings written over the rows of decoupled ones."""
         if self.free is None:
             return start
         index = self.index[nodes]
         rows = (index >= 0).nonzero().squeeze(1)
         wanted = segment * self.embeddings.shape[1] + index[rows]
-        return start.index_copy(0, rows, self.free.lookup("free", wanted))
+        return _Filled.apply(start, self.free.lookup("free", wanted), rows)  # type: ignore[no-any-return, no-untyped-call]
 
-    def matching(self, states: Tensor, plan: Plan, detach: Detach) -> Tensor:
-        """Return Σ |emb(w, t_e) - P[k, w]|² over the decoupled ends w of the events, over twice their number.
-
-        Args:
-            states: Rows of the window, see `recurrence.roll`; those that are read of decoupled nodes are P.
-            plan: The window's plan.
-            detach: Which of the two gets no gradient.
-        """
+    def matching(self, plan: Plan, weight: float, detach: Detach) -> Matching:
+        """Return the loss weight Σ |emb(w, t_e) - P[k, w]|² over the decoupled ends w of E events, over 2E."""
         free = self.cut[plan.nodes.to(self.cut.device).long()][plan.place.to(self.cut.device).long()].flatten()
-        return distance(states, plan, free, detach) / max(len(free), 1)
+        return Matching(plan, free, weight / max(len(free), 1), detach)
 
     def smoothness(self) -> Tensor:
         """Return the mean of |P[k + 1, w] - P[k, w]|²."""
@@ -99,3 +96,22 @@ class Decoupled(nn.Module):
         every = torch.arange(self.embeddings.shape[:2].numel(), device=self.cut.device)
         embeddings = self.free.lookup("free", every).view(self.segments, -1, self.width)
         return (embeddings[1:] - embeddings[:-1]).square().sum(-1).mean()
+
+
+class _Filled(torch.autograd.Function):
+    """`start` with other rows at some places, in place of copies of it each way."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+        """Return start, written over."""
+        ctx.mark_dirty(start)
+        ctx.save_for_backward(rows)
+        return start.index_copy_(0, rows, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of start and values."""
+        (rows,) = ctx.saved_tensors
+        values = gradient.index_select(0, rows)
+        return gradient.index_fill(0, rows, 0), values, None

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from recloom.data.streams.window import EventWindow
 from recloom.data.streams.stream import EventStream
+from recloom.data.streams.window import EventWindow
 from recloom_edge import kernels
 
 NEGATIVES = ("random", "historical", "inductive")

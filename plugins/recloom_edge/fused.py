@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recloom_edge.kernels import Plan
+from recloom_edge.matching import Matching
 from recloom_edge.query import Query
 from recloom_edge.scoring import Targets, score, score_backward, softmax
 
@@ -23,6 +24,7 @@ def fused_loss(
     plan: Plan,
     targets: Targets,
     dropout: float,
+    matching: Matching | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy, as `CandidateHead.loss` does in torch operations.
 
@@ -36,8 +38,9 @@ def fused_loss(
         plan: The window's plan.
         targets: What is looked for.
         dropout: Share of the query's input that is dropped.
+        matching: The matching loss, which is added.
     """
-    return _FusedLoss.apply(states, before, rows, byage, *weights, gap, plan, targets, dropout)  # type: ignore[no-any-return, no-untyped-call]
+    return _FusedLoss.apply(states, before, rows, byage, *weights, gap, plan, targets, dropout, matching)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -57,6 +60,7 @@ class _FusedLoss(torch.autograd.Function):
         plan: Plan,
         targets: Targets,
         dropout: float,
+        matching: Matching | None,
     ) -> Tensor:
         """Return the loss."""
         before, rows = before.contiguous(), rows.contiguous()
@@ -69,22 +73,26 @@ class _FusedLoss(torch.autograd.Function):
         asked[:, fixed - 1] = 1  # the last value of a static embedding is its bias
         logits = score(asked, rows, states, plan, targets.changed)
         total = softmax(logits, len(rows), found[:, both:] + byage, targets.places, targets)
+        loss = total / max(len(asked), 1) + (matching.value(states) if matching else 0.0)
         ctx.query, ctx.plan, ctx.changed, ctx.places = query, plan, targets.changed, targets.places
+        ctx.matching = matching
         ctx.save_for_backward(states, rows, weight, given, asked, logits)
-        return states.new_tensor(total / max(len(asked), 1))
+        return states.new_tensor(loss)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of states, before, rows, byage, and the weights."""
         states, rows, weight, given, asked, logits = ctx.saved_tensors
-        fixed, both = rows.shape[1], asked.shape[1]
+        fixed = rows.shape[1]
         scale = float(gradient) / max(len(asked), 1)
         d_asked, d_rows, d_states = score_backward(asked, rows, states, ctx.plan, ctx.changed, logits, scale)
+        if ctx.matching:
+            ctx.matching.add_gradient(states, float(gradient), d_states)
         d_values = logits.gather(1, ctx.places.clamp(min=0).long()) * ((ctx.places >= 0) * scale)
         d_asked[:, fixed - 1] = 0
         d_found = torch.cat([d_asked, d_values], dim=1)
         d_before, d_project = ctx.query.backward(states, d_found @ weight, d_states)
         d_before += d_asked[:, :fixed]
         weights = (d_project, d_found.t() @ given, d_found.sum(0))
-        return d_states, d_before, d_rows, d_values, *weights, None, None, None, None
+        return d_states, d_before, d_rows, d_values, *weights, None, None, None, None, None

@@ -11,6 +11,7 @@ from recloom.data.streams.window import EventWindow
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom_edge.fused import fused_loss
 from recloom_edge.kernels import Plan
+from recloom_edge.matching import Matching
 from recloom_edge.memory import Past
 from recloom_edge.query import TIME_FEATURES, AgeScores, query_input
 from recloom_edge.scoring import Targets, cross_entropy, fits, log_probabilities, version_logits
@@ -35,6 +36,27 @@ class Rolled:
     past: Past
     gaps: Tensor
     ages: Tensor
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What a window begins with.
+
+    Args:
+        plan: What is computed from what.
+        start: R x d states of the plan's nodes.
+        past: What was known before each event.
+        gaps: See `Rolled`.
+        ages: See `Rolled`.
+        messages: What sources and destinations are told, of E events.
+    """
+
+    plan: Plan
+    start: Tensor
+    past: Past
+    gaps: Tensor
+    ages: Tensor
+    messages: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,27 +109,29 @@ class CandidateHead(nn.Module):
         self.ages = AgeScores(recent)
         nn.init.zeros_(self.project.weight)
 
-    def loss(self, rolled: Rolled, candidates: Candidates) -> Tensor:
-        """Return the mean cross-entropy of the destinations among the candidates."""
-        before, rows, byage, targets = self._inputs(rolled, candidates)
+    def loss(self, rolled: Rolled, candidates: Candidates, matching: Matching | None = None) -> Tensor:
+        """Return the mean cross-entropy of the destinations among the candidates, with the matching loss."""
+        before, rows, byage, targets = self.inputs(rolled, candidates)
         dropout = self.dropout if self.training else 0.0
         if fits(rolled.states, before):
             weights = (self.project.weight, self.query.weight, self.query.bias)
-            return fused_loss(rolled.states, before, rows, byage, weights, rolled.gaps[:, 0], rolled.plan, targets, dropout)
-        given = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan, dropout)
-        asked, values = self._asked(given, before)
+            given = (rolled.states, before, rows, byage, weights, rolled.gaps[:, 0])
+            return fused_loss(*given, rolled.plan, targets, dropout, matching)
+        query = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan, dropout)
+        asked, values = self.asked(query, before)
         logits = version_logits(asked, rows, rolled.states, rolled.plan, targets.changed)
-        return cross_entropy(logits, values + byage, targets)
+        loss = cross_entropy(logits, values + byage, targets)
+        return loss if matching is None else loss + matching.loss(rolled.states)
 
     def score(self, rolled: Rolled, candidates: Candidates) -> Tensor:
         """Return E x M logarithms of the candidates' probabilities."""
-        before, rows, byage, targets = self._inputs(rolled, candidates)
+        before, rows, byage, targets = self.inputs(rolled, candidates)
         given = query_input(rolled.states, before, self.project.weight, rolled.gaps[:, 0], rolled.plan)
-        asked, values = self._asked(given, before)
+        asked, values = self.asked(given, before)
         logits = version_logits(asked, rows, rolled.states, rolled.plan, targets.changed)
         return log_probabilities(logits, values + byage, targets.places)
 
-    def _inputs(self, rolled: Rolled, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor, Targets]:
+    def inputs(self, rolled: Rolled, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor, Targets]:
         """Return last destinations' and candidates' static embeddings, what recent ones score by age, and targets."""
         recent, window = rolled.past.recent, rolled.window
         newest = recent[:, 0].long()
@@ -119,7 +143,7 @@ class CandidateHead(nn.Module):
         targets = Targets(changed, places, candidates.place[window.destination.long()], candidates.correction)
         return before, rows, self.ages(rolled.ages, places), targets
 
-    def _asked(self, given: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def asked(self, given: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return E x (s + d) queries, and E x K scores of the source's recent destinations."""
         fixed, moving, values = self.query(given).split(self.sizes, dim=1)
         return torch.cat([fixed[:, :-1] + before[:, :-1], torch.ones_like(fixed[:, :1]), moving], dim=1), values

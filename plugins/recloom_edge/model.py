@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from recloom.data.streams.window import EventWindow, windows
 from recloom.data.streams.stream import EventStream
+from recloom.data.streams.window import EventWindow, windows
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
 from recloom_edge.base import StreamModel
 from recloom_edge.cells import CellName, make_cell
 from recloom_edge.decouple import Decoupled
-from recloom_edge.head import CandidateHead, Candidates, Rolled
+from recloom_edge.head import CandidateHead, Candidates, Entered, Rolled
 from recloom_edge.matching import Detach
 from recloom_edge.memory import Memory
 from recloom_edge.query import TIME_FEATURES, time_features
@@ -130,14 +130,8 @@ class EDGE(StreamModel):
 
     # The recurrence
 
-    def roll(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> Rolled:
-        """Go past a window.
-
-        Args:
-            window: E events.
-            cut: Whether decoupled nodes are read as free embeddings.
-            given: Destinations that are to have a row.
-        """
+    def enter(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> Entered:
+        """Return what a window begins with; the memory's times and recent destinations go past it."""
         rows = None if given is None else (given + self.offset).int().cpu()
         plan = self.memory.plan(window, self.decoupled.cut.cpu() if cut else None, rows)
         nodes = plan.nodes.to(self.device).long()
@@ -146,10 +140,22 @@ class EDGE(StreamModel):
             start = self.decoupled.fill(start, nodes, self.decoupled.segment(window.start))
         past = self.memory.pass_by(window)
         gaps, ages = time_features(past.gaps, self.ticks), time_features(past.ages, self.ticks)
-        states = roll(self.cell, start, self.cell.brought(self._messages(window, gaps)), plan, self.compiled)
-        last = plan.last.to(self.device).long()
-        self.memory.states.index_copy_(0, nodes, states.detach().index_select(0, last))
-        return Rolled(window, states, plan, past, gaps, ages)
+        return Entered(plan, start, past, gaps, ages, self._messages(window, gaps))
+
+    def roll(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> Rolled:
+        """Go past a window.
+
+        Args:
+            window: E events.
+            cut: Whether decoupled nodes are read as free embeddings.
+            given: Destinations that are to have a row.
+        """
+        entered = self.enter(window, cut, given)
+        plan, inputs = entered.plan, self.cell.brought(entered.messages)
+        states = roll(self.cell, entered.start, inputs, plan, self.compiled)
+        newest = states.detach().index_select(0, plan.last.to(self.device).long())
+        self.memory.states.index_copy_(0, plan.nodes.to(self.device).long(), newest)
+        return Rolled(window, states, plan, entered.past, entered.gaps, entered.ages)
 
     def _newcomers(self, nodes: Tensor) -> Tensor:
         """Return R x 2: which nodes had no event yet, by kind; their states are zeros."""
@@ -179,10 +185,10 @@ class EDGE(StreamModel):
         candidates = self._candidates(window)
         cut = self.decoupled.active
         rolled = self.roll(window, cut, candidates.ids)
-        loss = self.head.loss(rolled, candidates)
+        matching = None
         if cut and self.weights["matching"]:
-            matching = self.decoupled.matching(rolled.states, rolled.plan, self.detach)
-            loss = loss + self.weights["matching"] * matching
+            matching = self.decoupled.matching(rolled.plan, self.weights["matching"], self.detach)
+        loss = self.head.loss(rolled, candidates, matching)
         if cut and self.weights["smoothness"]:
             loss = loss + self.weights["smoothness"] * self.decoupled.smoothness()
         return loss

@@ -52,7 +52,12 @@ def query_input(
     if not torch.is_grad_enabled() and states.device.type == "cpu" and library("query") is not None:
         return Query(before.contiguous(), project, gap.contiguous(), plan, dropout).forward(states)
     own = states.index_select(0, plan.seen[:, 0].to(states.device).long())
-    return F.dropout(torch.cat([own * (1 + gap @ project.t()), before, gap], dim=1), dropout)
+    return F.dropout(query_rows(own, before, project, gap), dropout)
+
+
+def query_rows(own: Tensor, before: Tensor, project: Tensor, gap: Tensor) -> Tensor:
+    """Return E x (d + s + 7), from E x d states of sources; see `query_input`."""
+    return torch.cat([own * (1 + gap @ project.t()), before, gap], dim=1)
 
 
 class _Query(ctypes.Structure):
@@ -145,8 +150,9 @@ class _Ages(torch.autograd.Function):
         ages, places, turned, bias, second, shift = ctx.saved_tensors
         found = [torch.zeros_like(weight) for weight in (turned, bias, second, shift)]
         names = ("d_first", "d_bias", "d_second", "d_shift")
+        into = dict(zip(names, found, strict=True))
         _call("edge_ages_backward", _AgeTask(*places.shape), places=places, ages=ages, first=turned, bias=bias,
-              second=second, shift=shift, out=gradient.contiguous(), **dict(zip(names, found, strict=True)))  # fmt: skip
+              second=second, shift=shift, out=gradient.contiguous(), **into)  # fmt: skip
         return None, None, found[0].t(), *found[1:]
 
 

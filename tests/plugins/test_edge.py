@@ -11,9 +11,9 @@ from torch import nn
 
 from recloom import checkpoint
 from recloom.data.streams.folder import load_stream
-from recloom.data.streams.window import window_of, windows
 from recloom.data.streams.powerlaw import PowerLawStream
 from recloom.data.streams.stream import EventStream
+from recloom.data.streams.window import window_of, windows
 from recloom.errors import ComponentImportError
 from recloom.plugins import catalog
 from recloom.rowgrad import row_gradients
@@ -24,6 +24,7 @@ from recloom_edge.evaluate import Evaluation, ranks
 from recloom_edge.head import CandidateHead, Candidates, Rolled
 from recloom_edge.jodie import JODIE
 from recloom_edge.kernels import Plan
+from recloom_edge.matching import Matching
 from recloom_edge.memory import Past
 from recloom_edge.model import EDGE
 from recloom_edge.query import Query, time_features
@@ -197,7 +198,10 @@ def test_candidates_are_scored_by_their_newest_version(stream: EventStream, chan
 
 
 @TWO_STREAMS
-def test_the_compiled_loss_is_that_of_torch_operations(stream: EventStream, changes: int, monkeypatch) -> None:
+@pytest.mark.parametrize("detach", ["none", "states", "parameters"])
+def test_the_compiled_loss_is_that_of_torch_operations(
+    stream: EventStream, changes: int, detach: str, monkeypatch
+) -> None:
     torch.manual_seed(0)
     plan, candidates, _ = looked_for(stream, changes, stream.num_destinations)
     window = window_of(stream, 0, 60)
@@ -209,6 +213,7 @@ def test_the_compiled_loss_is_that_of_torch_operations(stream: EventStream, chan
     past = Past(torch.zeros(60, 2), recent, torch.zeros(60, 4))
     states = torch.randn(120 + len(plan.nodes), 32, requires_grad=True)
     rolled = Rolled(window, states, plan, past, torch.rand(60, 2, 7), torch.rand(60, 4, 7))
+    matching = Matching(plan, torch.rand(120) < 0.5, 0.01, detach)
     found = []
     for native in (True, False):
         row_gradients(head.static.weight).clear()
@@ -216,9 +221,10 @@ def test_the_compiled_loss_is_that_of_torch_operations(stream: EventStream, chan
             if not native:
                 for module in ("scoring", "query"):
                     patch.setattr(f"recloom_edge.{module}.library", lambda name: None)
-            loss = head.loss(rolled, candidates)
-            gradients = torch.autograd.grad(3 * loss, [states, *head.project.parameters(), *head.query.parameters(),
-                                                       *head.ages.parameters(), head.static.weight], allow_unused=True)  # fmt: skip
+            loss = head.loss(rolled, candidates, matching)
+            learned = [*head.project.parameters(), *head.query.parameters(), *head.ages.parameters()]
+            wanted = [states, *learned, head.static.weight]
+            gradients = torch.autograd.grad(3 * loss, wanted, allow_unused=True)
         dense = torch.zeros_like(head.static.weight)
         for gradient in row_gradients(head.static.weight):
             dense.index_add_(0, *gradient.expand())
