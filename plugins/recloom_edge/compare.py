@@ -26,6 +26,7 @@ class Contender:
         options: Arguments of its constructor.
         optimizer: Optimizers and learning rates.
         window: Events of a window, in training and evaluation.
+        epochs: Epochs, by budget, where they are not those of the experiment.
     """
 
     model: str = "EDGE"
@@ -34,6 +35,7 @@ class Contender:
         default_factory=lambda: {"dense": "Adam", "dense_lr": 0.001, "sparse": "adagrad", "sparse_lr": 0.02}
     )
     window: int = 1000
+    epochs: dict[str, int] = field(default_factory=dict)
 
 
 def train(contender: Contender, data: StreamDataModule, epochs: int, seed: int) -> dict[str, float]:
