@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recloom import sharded_checkpoint
+from recloom import intact, sharded_checkpoint
 from recloom.errors import DataError, RecloomError
 
 RANDOM_STATE = "recloom_random_state"
@@ -28,14 +29,18 @@ def read(path: str | Path, map_location: Any = "cpu", whole: bool = True) -> dic
         whole: Put tensors that the checkpoint of a sharded run keeps beside its file into what is returned.
 
     Raises:
-        DataError: There is none, it is truncated, or it holds objects that only unpickling could build.
+        DataError: There is none, it is truncated or damaged, or it holds objects that only unpickling could build.
     """
     try:
+        if zipfile.is_zipfile(path):  # torch itself does not compare checksums
+            intact.check_zip(Path(path), "Use an earlier one.")
         found = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise DataError(
             f"{path}: there is no checkpoint here", "Name a .ckpt file of a run's checkpoints folder."
         ) from None
+    except DataError:
+        raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by how the file is broken
         cause = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: not a checkpoint that can be read safely: {cause}", "Use an earlier one.") from error

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recloom import intact
 from recloom.document import write_text
 from recloom.errors import RecloomError
 from recloom.export import export_model
@@ -106,6 +107,7 @@ def build(
         np.savez(aside / TABLES, **tables)
         manifest = _manifest(parts, kind, options, wide, source)
         write_text(aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        intact.seal(aside)
         made = retriever.make_index(aside, manifest)
         made.build(items.ids.numpy(), Program.load(aside / "item.pt2").codes(items))
         snapshot.write(aside, made.save)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recloom import intact
 from recloom.batch import Batch
 from recloom.errors import DataError, unknown
 from recloom.features import FeatureSchema
@@ -84,6 +85,7 @@ class Retriever:
             raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...") from None
         except json.JSONDecodeError as error:
             raise DataError(f"{path}: not a manifest: {error}", "Build the index anew.") from error
+        intact.check(folder, snapshot.AGAIN)
         index = make_index(folder, manifest)
         index.load(snapshot.current(folder))
         user, item = (Program.load(folder / f"{side}.pt2") for side in ("user", "item"))

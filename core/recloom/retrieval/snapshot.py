@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,27 +9,22 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from recloom import intact
 from recloom.errors import DataError
 
-CURRENT, SNAPSHOTS, MANIFEST = "CURRENT", "snapshots", "files.json"
+CURRENT, SNAPSHOTS = "CURRENT", "snapshots"
+AGAIN = "Copy the folder again, or build the index anew."
 KEPT = 2
 
 
 def current(folder: Path) -> Path:
-    """Return the newest complete snapshot; DataError if there is none, or a file of it is missing or cut short."""
+    """Return the newest complete snapshot; DataError if there is none, or a file of it is missing or damaged."""
     try:
         name = (folder / CURRENT).read_text().strip()
     except FileNotFoundError:
         raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...") from None
     found = folder / SNAPSHOTS / name
-    try:
-        sizes = json.loads((found / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        raise DataError(f"{found}: the snapshot is not complete", "Build the index anew.") from None
-    for file, size in sizes.items():
-        path = found / file
-        if not path.exists() or path.stat().st_size != size:
-            raise DataError(f"{path}: it is missing or cut short", "Copy the folder again, or build the index anew.")
+    intact.check(found, AGAIN)
     return found
 
 
@@ -51,10 +45,8 @@ def write(folder: Path, save: Callable[[Path], None]) -> Path:
         aside = snapshots / f"{name}.part"
         aside.mkdir()
         save(aside)
-        files = sorted(path for path in aside.rglob("*") if path.is_file())
-        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-        (aside / MANIFEST).write_text(json.dumps(sizes, indent=1))
-        for path in [*files, aside / MANIFEST]:
+        intact.seal(aside)
+        for path in aside.rglob("*"):
             _flush(path)
         aside.replace(snapshots / name)
         _flush(snapshots)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
+from recloom.errors import DataError
 from recloom.search import trials as records
 from recloom.search.heartbeat import Heartbeat
 from recloom.search.method import Observation
@@ -34,6 +36,7 @@ class Ledger:
 
     Raises:
         RecloomError: The storage cannot be opened, or its study is about another space or objective.
+        DataError: A trial is damaged.
     """
 
     def __init__(self, storage: str | Path, name: str, space: SearchSpace, objective: Objective, grace: float) -> None:
@@ -52,20 +55,27 @@ class Ledger:
                     study.set_user_attr(key, value)
             if not stored:
                 study.set_metric_names(list(objective.minimize))
+        self._where = str(storage)
         self._id = self.storage.get_study_id_from_name(name)
         self._distributions = records.distributions(space)
         self._records: dict[int, Record] = {}
         self.slots: dict[int, Record] = {}
         self.worker = Worker()
+        self._seal = records.SEAL + self.worker.name
         self.heartbeat = Heartbeat(self.storage, grace)
         self.mine: set[int] = set()
 
     def read(self) -> None:
         """Take notice of what changed in the storage."""
-        for trial in self.storage.get_all_trials(self._id, deepcopy=False):
-            old = self._records.get(trial.number)
-            if old is None or not old.state.is_finished():
-                self._records[trial.number] = records.read(trial, self.space, self.objective)
+        try:
+            for trial in self.storage.get_all_trials(self._id, deepcopy=False):
+                old = self._records.get(trial.number)
+                if old is None or not old.state.is_finished():
+                    self._records[trial.number] = records.read(trial, self.space, self.objective)
+        except DataError as error:
+            raise DataError(f"{self._where}: {error.message}", error.hint) from error
+        except (SQLAlchemyError, StorageInternalError, ValueError, KeyError) as error:  # by which bytes are wrong
+            raise DataError(f"{self._where}: the study cannot be read: {error}", "Take it from a backup.") from error
         self.slots = {}
         for number in sorted(self._records):
             record = self._records[number]
@@ -127,13 +137,14 @@ class Ledger:
             Optuna's number of it; None if another worker took the number first.
         """
         choices = zip(self.space.choices, genotype, strict=True)
+        sealed = {} if values is None else {self._seal: records.seal(genotype, values)}
         template = create_trial(
             state=TrialState.RUNNING if values is None else TrialState.COMPLETE,
             values=values,
             params={choice.name: option for choice, option in choices},
             distributions=self._distributions,
             user_attrs={records.WORKER: self.worker.name, **attributes},
-            system_attrs={records.NUMBER: number, records.BATCH: list(batch), records.BEAT: 0},
+            system_attrs={records.NUMBER: number, records.BATCH: list(batch), records.BEAT: 0, **sealed},
             constraints=dict(zip(self.objective.limits, excess, strict=False)),
         )
         trial_id = self.storage.create_new_trial(self._id, template)
@@ -164,7 +175,8 @@ class Ledger:
         try:
             for key, value in attributes.items():
                 self.storage.set_trial_user_attr(trial_id, key, value)
-            for key, value in limits.system_attrs.items():
+            sealed = {self._seal: records.seal(self._records[trial].genotype, values)} if values is not None else {}
+            for key, value in {**limits.system_attrs, **sealed}.items():
                 self.storage.set_trial_system_attr(trial_id, key, value)
             return self.storage.set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:

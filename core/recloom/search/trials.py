@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from recloom.errors import RecloomError
+from recloom.errors import DataError, RecloomError
 from recloom.search.method import Observation
 from recloom.search.objective import Objective
 from recloom.search.space import Genotype, SearchSpace
@@ -21,6 +22,7 @@ WORKER, METHOD, DIVERGED, INFEASIBLE, COPY, ERROR = "worker", "method", "diverge
 RESERVED = (WORKER, METHOD, DIVERGED, INFEASIBLE, COPY, ERROR)
 # system attributes
 NUMBER, BATCH, BEAT = "recloom:number", "recloom:batch", "recloom:beat"
+SEAL = "recloom:seal:"  # and the worker that wrote it: two may, of which one finishes the trial
 SPACE, OBJECTIVE = "recloom:space", "recloom:objective"
 
 
@@ -82,6 +84,7 @@ def read(trial: FrozenTrial, space: SearchSpace, objective: Objective) -> Record
     number = system[NUMBER]
     observation = None
     if trial.state == TrialState.COMPLETE:
+        _check_seal(trial, genotype)
         constraints = trial.constraints
         observation = Observation(
             number,
@@ -103,6 +106,21 @@ def read(trial: FrozenTrial, space: SearchSpace, objective: Objective) -> Record
         user.get(ERROR, ""),
         observation,
     )
+
+
+def seal(genotype: Genotype, values: Sequence[float]) -> str:
+    """Return the checksum of a result: what was tried, and the values that came out."""
+    return hashlib.sha256(repr((list(genotype), list(map(float, values)))).encode()).hexdigest()[:32]
+
+
+def _check_seal(trial: FrozenTrial, genotype: Genotype) -> None:
+    """Raise DataError if a complete trial has checksums, and none of them is that of its result."""
+    seals = [value for name, value in trial.system_attrs.items() if name.startswith(SEAL)]
+    if seals and seal(genotype, trial.values) not in seals:
+        raise DataError(
+            f"trial {trial.number} is damaged: its checksum is not that of its result",
+            "Take the study from a backup, or begin a new one.",
+        )
 
 
 def written(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -1,0 +1,70 @@
+"""Whether files are as they were written: checksums of a folder's files, and of what a zip archive holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from recloom.errors import DataError
+
+CHECKSUMS = "files.json"
+
+
+def seal(folder: Path) -> None:
+    """Write the sizes and sha256 of all files in `folder`, and in folders in it, to its files.json."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    facts = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha(path)} for path in files
+    }
+    (folder / CHECKSUMS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def check(folder: Path, hint: str) -> None:
+    """Compare the files in `folder` with its files.json; files that it does not name are left alone.
+
+    Args:
+        folder: A folder that was sealed.
+        hint: What to do about a damaged one.
+
+    Raises:
+        DataError: Names the file that is missing, cut short or changed, or says that there is no files.json.
+    """
+    try:
+        facts: dict[str, dict[str, Any]] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: it is not complete, for {CHECKSUMS} is missing", hint) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / CHECKSUMS}: it is damaged: {error}", hint) from None
+    for name, fact in facts.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != fact["bytes"]:
+            raise DataError(f"{path}: it is missing or cut short", hint)
+        if _sha(path) != fact["sha256"]:
+            raise DataError(f"{path}: it is damaged: its sha256 is not that in {CHECKSUMS}", hint)
+
+
+def check_zip(path: Path, hint: str) -> None:
+    """Compare what a zip archive holds with its checksums, which libraries that map it into memory do not.
+
+    Raises:
+        DataError: Names the file, and the entry that is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        raise
+    except (
+        Exception
+    ) as error:  # zipfile raises BadZipFile, struct.error, NotImplementedError, ... by which byte is wrong
+        raise DataError(f"{path}: it is cut short or damaged: {str(error).splitlines()[0]}", hint) from error
+    if damaged is not None:
+        raise DataError(f"{path}: it is damaged: the checksum of its entry {damaged} is wrong", hint)
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
