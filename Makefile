@@ -4,13 +4,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs clean
+.PHONY: demo test faults check docs clean
 
 demo: .venv/.demo
 	$(BIN)/recloom fit --config configs/dlrm/synthetic.yaml
 
 test: .venv/.test
 	$(BIN)/python -m pytest -q
+
+# kills, full disks and damaged files, about half an hour: not a part of `make test`
+faults: .venv/.test
+	$(BIN)/python -m pytest -q -n 2 tests/faults
 
 check: .venv/.test
 	$(BIN)/ruff check .

@@ -34,15 +34,15 @@ def check(folder: Path, hint: str) -> None:
     """
     try:
         facts: dict[str, dict[str, Any]] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        expected = [(folder / name, int(fact["bytes"]), str(fact["sha256"])) for name, fact in facts.items()]
     except FileNotFoundError:
         raise DataError(f"{folder}: it is not complete, for {CHECKSUMS} is missing", hint) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte of it is wrong
         raise DataError(f"{folder / CHECKSUMS}: it is damaged: {error}", hint) from None
-    for name, fact in facts.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != fact["bytes"]:
+    for path, size, digest in expected:
+        if not path.is_file() or path.stat().st_size != size:
             raise DataError(f"{path}: it is missing or cut short", hint)
-        if _sha(path) != fact["sha256"]:
+        if _sha(path) != digest:
             raise DataError(f"{path}: it is damaged: its sha256 is not that in {CHECKSUMS}", hint)
 
 

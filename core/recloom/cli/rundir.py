@@ -43,7 +43,8 @@ def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
 def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[str], model: str) -> Choice:
     """Return the run's folder and the checkpoint.
 
-    A new fit gets a folder of its own: `run_dir`, or runs/NAME of the config file, numbered if it is taken. With
+    A new fit gets a folder of its own: `run_dir`, or runs/NAME of the config file, numbered if it is taken; `run_dir`
+    may hold a run that ended before its first checkpoint. With
     `--ckpt_path last` or `best`, and for other commands, it is the newest run of that name; with a checkpoint file
     it is the run that the file lies in.
     """
@@ -57,7 +58,7 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
     existing = [base] if run_dir else _numbered(base)
     existing = [path for path in existing if (path / "config.yaml").exists()]
     if command == "fit" and ckpt_path is None:
-        if run_dir and existing:
+        if run_dir and existing and (any((base / "checkpoints").glob("*")) or (base / "report.html").exists()):
             raise RecloomError(
                 f"{base} already holds a run", "Go on with it: --ckpt_path last. Or choose another --run_dir."
             )

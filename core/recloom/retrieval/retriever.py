@@ -79,13 +79,10 @@ class Retriever:
     def load(cls, folder: Path) -> Self:
         """Read the newest snapshot; DataError names the file that is missing or damaged."""
         path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...") from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: not a manifest: {error}", "Build the index anew.") from error
+        if not path.exists():
+            raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...")
         intact.check(folder, snapshot.AGAIN)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         index = make_index(folder, manifest)
         index.load(snapshot.current(folder))
         user, item = (Program.load(folder / f"{side}.pt2") for side in ("user", "item"))

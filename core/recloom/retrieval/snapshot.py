@@ -20,7 +20,7 @@ KEPT = 2
 def current(folder: Path) -> Path:
     """Return the newest complete snapshot; DataError if there is none, or a file of it is missing or damaged."""
     try:
-        name = (folder / CURRENT).read_text().strip()
+        name = (folder / CURRENT).read_text(errors="replace").strip()
     except FileNotFoundError:
         raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...") from None
     found = folder / SNAPSHOTS / name

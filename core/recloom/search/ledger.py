@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Ledger:
     def __init__(self, storage: str | Path, name: str, space: SearchSpace, objective: Objective, grace: float) -> None:
         self.space, self.objective = space, objective
         self.storage, self.lock = open_storage(storage)
-        with self.lock, quiet():
+        self._where = str(storage)
+        with self.lock, quiet(), readable(self._where):
             study = optuna.create_study(
                 storage=self.storage,
                 study_name=name,
@@ -55,7 +57,6 @@ class Ledger:
                     study.set_user_attr(key, value)
             if not stored:
                 study.set_metric_names(list(objective.minimize))
-        self._where = str(storage)
         self._id = self.storage.get_study_id_from_name(name)
         self._distributions = records.distributions(space)
         self._records: dict[int, Record] = {}
@@ -67,15 +68,11 @@ class Ledger:
 
     def read(self) -> None:
         """Take notice of what changed in the storage."""
-        try:
+        with readable(self._where):
             for trial in self.storage.get_all_trials(self._id, deepcopy=False):
                 old = self._records.get(trial.number)
                 if old is None or not old.state.is_finished():
                     self._records[trial.number] = records.read(trial, self.space, self.objective)
-        except DataError as error:
-            raise DataError(f"{self._where}: {error.message}", error.hint) from error
-        except (SQLAlchemyError, StorageInternalError, ValueError, KeyError) as error:  # by which bytes are wrong
-            raise DataError(f"{self._where}: the study cannot be read: {error}", "Take it from a backup.") from error
         self.slots = {}
         for number in sorted(self._records):
             record = self._records[number]
@@ -137,7 +134,7 @@ class Ledger:
             Optuna's number of it; None if another worker took the number first.
         """
         choices = zip(self.space.choices, genotype, strict=True)
-        sealed = {} if values is None else {self._seal: records.seal(genotype, values)}
+        sealed = {} if values is None else {self._seal: records.seal(number, genotype, values)}
         template = create_trial(
             state=TrialState.RUNNING if values is None else TrialState.COMPLETE,
             values=values,
@@ -175,7 +172,9 @@ class Ledger:
         try:
             for key, value in attributes.items():
                 self.storage.set_trial_user_attr(trial_id, key, value)
-            sealed = {self._seal: records.seal(self._records[trial].genotype, values)} if values is not None else {}
+            mine, sealed = self._records[trial], {}
+            if values is not None:
+                sealed[self._seal] = records.seal(mine.number, mine.genotype, values)
             for key, value in {**limits.system_attrs, **sealed}.items():
                 self.storage.set_trial_system_attr(trial_id, key, value)
             return self.storage.set_trial_state_values(trial_id, state, values)
@@ -188,6 +187,24 @@ class Ledger:
             self.finish(trial, TrialState.FAIL, {})
         self.heartbeat.close()
         self.worker.close()
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Name the storage in errors about damaged trials, and in what its library says of damaged bytes."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", error.hint) from error
+    except (
+        SQLAlchemyError,
+        StorageInternalError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # by which bytes are wrong
+        cause = str(error).split("\n")[0]
+        raise DataError(f"{where}: the study cannot be read: {cause}", "Take it from a backup.") from error
 
 
 def copied(observation: Observation) -> dict[str, Any]:

@@ -77,14 +77,14 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def read(trial: FrozenTrial, space: SearchSpace, objective: Objective) -> Record:
     """Return what a trial says."""
-    if NUMBER not in trial.system_attrs:  # added by hand
+    if not any(name.startswith("recloom:") for name in trial.system_attrs):  # added by hand
         return Record(trial.number, trial.state, -1, (-1, 0), (), "", 0, -1, "", None)
     system, user = trial.system_attrs, trial.user_attrs
     genotype = tuple(int(trial.params[choice.name]) for choice in space.choices)
     number = system[NUMBER]
     observation = None
     if trial.state == TrialState.COMPLETE:
-        _check_seal(trial, genotype)
+        _check_seal(trial, number, genotype)
         constraints = trial.constraints
         observation = Observation(
             number,
@@ -108,15 +108,15 @@ def read(trial: FrozenTrial, space: SearchSpace, objective: Objective) -> Record
     )
 
 
-def seal(genotype: Genotype, values: Sequence[float]) -> str:
-    """Return the checksum of a result: what was tried, and the values that came out."""
-    return hashlib.sha256(repr((list(genotype), list(map(float, values)))).encode()).hexdigest()[:32]
+def seal(number: int, genotype: Genotype, values: Sequence[float]) -> str:
+    """Return the checksum of a result: the trial's number in the search, what was tried, the values that came out."""
+    return hashlib.sha256(repr((number, list(genotype), list(map(float, values)))).encode()).hexdigest()[:32]
 
 
-def _check_seal(trial: FrozenTrial, genotype: Genotype) -> None:
-    """Raise DataError if a complete trial has checksums, and none of them is that of its result."""
+def _check_seal(trial: FrozenTrial, number: int, genotype: Genotype) -> None:
+    """Raise DataError unless a complete trial has the checksum of its result; another worker's may be there, too."""
     seals = [value for name, value in trial.system_attrs.items() if name.startswith(SEAL)]
-    if seals and seal(genotype, trial.values) not in seals:
+    if seal(number, genotype, trial.values) not in seals:
         raise DataError(
             f"trial {trial.number} is damaged: its checksum is not that of its result",
             "Take the study from a backup, or begin a new one.",
