@@ -28,6 +28,10 @@ class ComponentImportError(RecloomError):
     """A registered component whose module cannot be imported; says which extra to install."""
 
 
+class PluginError(RecloomError):
+    """A plugin's hook raised something; says which plugin and which hook."""
+
+
 class DataError(RecloomError):
     """Input that cannot be used: malformed raw files, corrupt shards, ids outside their table."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -14,6 +14,7 @@ import pluggy
 
 from recloom import builtin, hookspecs
 from recloom.catalog import Catalog
+from recloom.errors import PluginError, RecloomError
 
 GROUP = "recloom.plugins"
 
@@ -69,6 +70,11 @@ class PluginHost:
         try:
             plugin = point.load()
             self.manager.register(plugin, name=point.name)
+            for caller in self.manager.get_hookcallers(plugin) or ():
+                for implementation in caller.get_hookimpls():
+                    if implementation.plugin is plugin:
+                        told = _told(point.name, caller.name, implementation.function)
+                        implementation.function = told  # type: ignore[misc]  # pluggy has no place for this
         # A plugin is somebody else's code: whatever it raises (even SystemExit) is its error, not ours.
         except (Exception, SystemExit) as error:
             return _failed(info, error), None
@@ -86,6 +92,27 @@ class PluginHost:
             self.manager.unregister(plugin)
             return _failed(info, error)
         return info
+
+
+def _told(plugin: str, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook's function whose errors name the plugin; a failed `summarize` is a row of the report."""
+
+    @functools.wraps(function)
+    def told(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except RecloomError:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            if hook == "summarize":
+                return [(f"plugin {plugin}", f"failed in summarize: {cause}")]
+            raise PluginError(
+                f"plugin {plugin!r} failed in {hook}: {cause}",
+                f"RECLOOM_TRACEBACK=1 shows where; RECLOOM_DISABLE_PLUGINS={plugin} leaves it out.",
+            ) from error
+
+    return told
 
 
 def _ours(point: EntryPoint) -> bool:

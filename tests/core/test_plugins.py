@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from recloom import hookspecs
-from recloom.errors import ComponentImportError
+from recloom.errors import ComponentImportError, PluginError
 from recloom.plugins import GROUP, PluginHost
 
 BROKEN = {
@@ -111,6 +111,32 @@ def test_hooks_run_in_the_order_of_names(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     rows = PluginHost(points).hook.summarize(module=None)
     assert [row[0][0] for row in rows] == ["stranger_a", "stranger_b", "stranger_c"]
+
+
+def test_a_plugin_that_fails_in_a_hook_is_named(tmp_path: Path, monkeypatch) -> None:
+    hooks = {
+        "configure_module": "module",
+        "configure_strategy": "strategy, module",
+        "on_parameters_updated": "module, step",
+        "summarize": "module",
+    }
+    lines = [f"@hookimpl\ndef {name}({names}): {{}}['gone']" for name, names in hooks.items()]
+    fine = "def register(catalog): pass\n@hookimpl\ndef summarize(module): return [('fine', 'yes')]"
+    points = write_plugins(tmp_path, {"bad": "\n".join(["def register(catalog): pass", *lines]), "good": fine})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hook = PluginHost(points).hook
+    specs = {name for name, value in vars(hookspecs).items() if hasattr(value, "recloom_spec")}
+    assert specs == {"register", *hooks}  # a new hook is to fail well, too
+    for name, names in hooks.items():
+        arguments = dict.fromkeys(names.split(", "))
+        if name == "summarize":
+            rows = [row for found in hook.summarize(**arguments) for row in found]
+            assert rows == [("plugin bad", "failed in summarize: KeyError: 'gone'"), ("fine", "yes")]
+        else:
+            with pytest.raises(
+                PluginError, match=rf"plugin 'bad' failed in {name}: KeyError(?s:.*)DISABLE_PLUGINS=bad"
+            ):
+                getattr(hook, name)(**arguments)
 
 
 def test_every_hook_is_documented(root: Path) -> None:
