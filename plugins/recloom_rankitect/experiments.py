@@ -61,7 +61,7 @@ SETTINGS: dict[Budget, Setting] = {
     "small": Setting(
         (256_000, 20_000, 100_000),
         Race(64, 12_800, 8_192, 1000, optimizer=FAST),
-        Challenge(160, 51_200, 10_000, optimizer=FAST),
+        Challenge(320, 51_200, 10_000, retrained=12, optimizer=FAST),
         world=WORLD,
     ),
     "full": Setting(
@@ -83,7 +83,7 @@ SAMPLE = Setting(
 
 SCOPE: dict[Budget, str] = {
     "small": "Generated clicks whose best possible NE is known; 64 candidates a search, each trained on 12,800 rows: "
-    "100 steps; against hand-made models 160 candidates of 51,200 rows. With --seeds 0,1,2,3,4 about half an hour of "
+    "100 steps; against hand-made models 320 candidates of 51,200 rows. With --seeds 0,1,2,3,4 about an hour of "
     "one core. Shows whether methods find better trade-offs than random search at equal compute when there is little "
     "of it. It can't show what hundreds of candidates on real logs would. With --data 32 candidates a search, each "
     "trained on at most 4,800 rows.",
