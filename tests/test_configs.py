@@ -47,7 +47,7 @@ def test_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         arguments += ["--trainer.devices=1", "--trainer.strategy=auto"]
     if data == "PowerLawEvents":
         arguments += ["--data.events=4096", "--data.sources=500", "--data.destinations=100", "--data.window=256"]
-    if data in ("ParquetClicks", "EventStreams"):
+    if data in ("ParquetClicks", "EventStreams", "StreamClicks"):
         arguments += ["--data.path=missing"]
         assert main(["fit", "--config", str(path), *arguments]) == 2
         return

@@ -38,6 +38,7 @@ def register(catalog: Catalog) -> None:
     data.add("SyntheticBehaviour", "recloom.data.behaviour:SyntheticBehaviour", summary="histories, times that matter")
     data.add("EventStreams", "recloom.data.streams.module:EventStreams", summary="event streams, in windows")
     data.add("PowerLawEvents", "recloom.data.streams.module:PowerLawEvents", summary="a generated event stream")
+    data.add("StreamClicks", "recloom.data.streams.clicks:StreamClicks", summary="ranking rows of an event stream")
     data.add("RetrievalClicks", "recloom.data.retrieval:RetrievalClicks", summary="users, items, known utility")
     data.add("ParquetClicks", "recloom.data.parquet:ParquetClicks", summary="shards written by recloom prepare")
     for name, path, summary in (
@@ -62,6 +63,7 @@ def register(catalog: Catalog) -> None:
         summary="FBGEMM's table-batched",
         extra="fbgemm",
     )
+    embeddings.add("NodeEmbeddingBag", "recloom.nodes:NodeEmbeddingBag", summary="with node vectors from elsewhere")
     for name, path, summary in (
         ("RandomSearch", "random:RandomSearch", "every candidate at random"),
         ("LocalSearch", "random:LocalSearch", "neighbours of the best"),

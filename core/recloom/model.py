@@ -17,6 +17,7 @@ from recloom import checkpoint, metrics, sharded_checkpoint
 from recloom.batch import Batch
 from recloom.evaluation import EvaluationMetrics
 from recloom.features import FeatureSchema
+from recloom.nodes import refuse_leaks
 from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter
 from recloom.plugins import host
 from recloom.sequence import AuxiliaryLoss, histories_of, take_auxiliary_losses
@@ -164,7 +165,8 @@ class RankingModule(LightningModule, ABC):
             host().hook.on_parameters_updated(module=self, step=self._updates)
 
     def on_fit_start(self) -> None:
-        """Count optimizer steps from where a checkpoint left them."""
+        """Count optimizer steps from where a checkpoint left them; refuse node vectors that know the future."""
+        refuse_leaks(self, getattr(self.trainer, "datamodule", None))
         self._updates = self.trainer.global_step
         self._listens = bool(host().hook.on_parameters_updated.get_hookimpls())
         self._auxiliary = [module for module in self.modules() if isinstance(module, AuxiliaryLoss)]
