@@ -142,7 +142,10 @@ class NodeEmbeddingBag(EmbeddingBagCollection):
         with torch.no_grad():
             bag.weight.copy_(values)
         bag.weight.requires_grad_(trainable)
-        self.vectors[table.name], self.projections[table.name] = bag, nn.Linear(width, self.output_dim, bias=False)
+        projection = nn.Linear(width, self.output_dim, bias=False)
+        with torch.no_grad():  # vectors may be of any size: what they add begins small, as rows do
+            projection.weight.mul_(0.1 / max(float(values.square().mean()) ** 0.5, 1e-6))
+        self.vectors[table.name], self.projections[table.name] = bag, projection
 
     def forward(self, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Return the pooled rows, B x F x D; see the base class."""

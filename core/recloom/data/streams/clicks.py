@@ -38,7 +38,7 @@ class StreamClicks(BlockDataModule):
         batch_size: Rows of a training batch, per rank.
         eval_batch_size: Rows of an evaluation batch, per rank.
         num_workers: Processes that make rows, per rank and split; 0 makes them in the training process.
-        shuffle: Draw the order of the blocks of training rows anew in each epoch.
+        shuffle: Draw the order of training rows anew in each epoch: of blocks of events, and of the events of each.
         seed: Seed of the pairs that did not happen.
         rank_split: "blocks": each rank takes its own span of the rows. "rows": each rank takes its part of every
             global batch.
@@ -106,7 +106,7 @@ class _Pairs(BlockSource):
         stream: The events.
         negatives: Rows with label 0 for each event.
         seed: Seed of those.
-        shuffle: Draw the order of blocks anew in each epoch.
+        shuffle: Draw the order of blocks, and of events in a block, anew in each epoch.
     """
 
     def __init__(self, stream: EventStream, negatives: int, seed: list[int], shuffle: bool) -> None:
@@ -128,14 +128,18 @@ class _Pairs(BlockSource):
         block = self._order(epoch)[index]
         part = self.stream.slice(block * BLOCK_EVENTS, min((block + 1) * BLOCK_EVENTS, len(self.stream)))
         events, width = len(part), 1 + self.negatives
+        order = torch.arange(events)
+        if self.shuffle:  # neighbours in time are often the same user at the same item
+            order = torch.from_numpy(np.random.default_rng([*self.seed, block, 2, epoch]).permutation(events))
         random = np.random.default_rng([*self.seed, block, 1])
         drawn = torch.from_numpy(random.integers(0, events, (events, self.negatives)))
-        items = torch.cat([part.destination[:, None], part.destination[drawn]], dim=1).flatten()
+        source, destination, time = (column[order] for column in (part.source, part.destination, part.time))
+        items = torch.cat([destination[:, None], destination[drawn]], dim=1).flatten()
         labels = torch.zeros(events, width)
         labels[:, 0] = 1
-        seconds = torch.div(part.time, part.ticks, rounding_mode="floor").repeat_interleave(width)
+        seconds = torch.div(time, part.ticks, rounding_mode="floor").repeat_interleave(width)
         angle = (seconds % DAY).float() * (2 * math.pi / DAY)
-        users = part.source.repeat_interleave(width)
+        users = source.repeat_interleave(width)
         return Batch(
             dense_features=torch.stack([angle.sin(), angle.cos()], dim=1),
             sparse_features=KeyedJaggedTensor(["user", "item"], torch.cat([users, items])),
