@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recloom.errors import unknown
 
@@ -34,11 +35,37 @@ class UpdateCell(nn.Module, ABC):
 
     def brought(self, messages: tuple[Tensor, Tensor]) -> Tensor:
         """Return E x 2 x gates d: the messages of sources and destinations as the recurrence takes them."""
-        return torch.stack([layer(message) for layer, message in zip(self.message, messages, strict=True)], dim=1)
+        weights = [layer.get_parameter(name) for layer in self.message for name in ("weight", "bias")]
+        return _Brought.apply(*messages, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
     @abstractmethod
     def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
         """Return n x d new states of one side (0: sources), from n x d states and n x gates d inputs."""
+
+
+class _Brought(torch.autograd.Function):
+    """A linear map of each side's messages, written to where the recurrence reads them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor, other_weight: Tensor, other_bias: Tensor
+    ) -> Tensor:
+        """Return E x 2 x gates d."""
+        ctx.save_for_backward(first, second, weight, other_weight)
+        out = first.new_empty(len(first), 2, len(bias))
+        torch.addmm(bias, first, weight.t(), out=out[:, 0])
+        torch.addmm(other_bias, second, other_weight.t(), out=out[:, 1])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of messages, weights and biases."""
+        first, second, weight, other_weight = ctx.saved_tensors
+        here, there = gradient.unbind(1)
+        own = here @ weight if ctx.needs_input_grad[0] else None
+        other = there @ other_weight if ctx.needs_input_grad[1] else None
+        return own, other, here.t() @ first, here.sum(0), there.t() @ second, there.sum(0)
 
 
 class RNNUpdate(UpdateCell):
