@@ -13,10 +13,9 @@ from recloom.data.streams.window import EventWindow
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
-from recloom_edge.base import StreamModel
 from recloom_edge.cells import RNNUpdate
 from recloom_edge.kernels import Plan
-from recloom_edge.memory import Memory, Past
+from recloom_edge.memory import Memory, MemoryModel, Past
 from recloom_edge.recurrence import by_level
 from recloom_edge.scoring import version_logits
 
@@ -29,7 +28,7 @@ class NormalisedRNN(RNNUpdate):
         return F.normalize(super().step(side, own, other, inputs))
 
 
-class JODIE(StreamModel):
+class JODIE(MemoryModel):
     """The model of srijankr/jodie, trained as there: t-batch by t-batch, one optimizer step a window.
 
     For each event the user's state, projected to its time, the previous item's state, and both static embeddings give a
@@ -77,18 +76,6 @@ class JODIE(StreamModel):
         self.predict = nn.Linear(2 * dim, width)
         tables = (("user", self.num_sources), ("item", self.num_destinations))
         self.static = FusedEmbeddingBag([EmbeddingBagConfig(name, width, size, (name,)) for name, size in tables])
-
-    def reset(self) -> None:
-        """Forget all events."""
-        self.memory.clear()
-
-    def snapshot(self) -> Any:
-        """Return a copy of the memory."""
-        return self.memory.snapshot()
-
-    def restore(self, snapshot: Any) -> None:
-        """Remember what `snapshot` returned."""
-        self.memory.restore(snapshot)
 
     def _begin_window(self, window: EventWindow, given: Tensor | None) -> tuple[Tensor, Plan, Past, Tensor]:
         """Return the states at the start, the plan, what was known, and the inputs of the update; go past it."""

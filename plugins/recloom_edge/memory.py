@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recloom.data.streams.window import EventWindow
 from recloom_edge import kernels
+from recloom_edge.base import StreamModel
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,21 @@ class Memory(nn.Module):
     def plan(self, window: EventWindow, cut: Tensor | None = None, given: Tensor | None = None) -> kernels.Plan:
         """Return the plan of a window; see kernels.plan."""
         return kernels.plan(window.source.cpu(), window.destination.cpu(), self.offset, cut, self.slot, given)
+
+
+class MemoryModel(StreamModel):
+    """A model of streams that remembers what `Memory` holds, and nothing else."""
+
+    memory: Memory
+
+    def reset(self) -> None:
+        """Forget all events."""
+        self.memory.clear()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of the memory."""
+        return self.memory.snapshot()
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Remember what `snapshot` returned."""
+        self.memory.restore(snapshot)

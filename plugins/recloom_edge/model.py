@@ -11,17 +11,16 @@ from recloom.data.streams.stream import EventStream
 from recloom.data.streams.window import EventWindow, windows
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
-from recloom_edge.base import StreamModel
 from recloom_edge.cells import CellName, make_cell
 from recloom_edge.decouple import Decoupled
 from recloom_edge.head import CandidateHead, Candidates, Entered, Rolled
 from recloom_edge.matching import Detach
-from recloom_edge.memory import Memory
+from recloom_edge.memory import Memory, MemoryModel
 from recloom_edge.query import TIME_FEATURES, time_features
 from recloom_edge.recurrence import roll
 
 
-class EDGE(StreamModel):
+class EDGE(MemoryModel):
     """Dynamic node embeddings after Chen et al. 2021 (arXiv 2112.07768), of which only the abstract was at hand.
 
     An event of u and v at time t makes emb(u, t) = f(read(u), read(v), x) and emb(v, t) = g(read(v), read(u), x), where
@@ -98,18 +97,6 @@ class EDGE(StreamModel):
         self.popularity.copy_((counts + 0.5) / (counts + 0.5).sum())
 
     # Memory
-
-    def reset(self) -> None:
-        """Forget all events."""
-        self.memory.clear()
-
-    def snapshot(self) -> Any:
-        """Return a copy of the memory."""
-        return self.memory.snapshot()
-
-    def restore(self, snapshot: Any) -> None:
-        """Remember what `snapshot` returned."""
-        self.memory.restore(snapshot)
 
     def replay(self, parts: Any) -> None:
         """Go past the training events as in training, or exactly; then past the others, exactly."""

@@ -378,7 +378,8 @@ def test_tgn_keeps_last_messages_and_recent_neighbours() -> None:
 
 def test_what_to_install_is_said_where_dgl_is_missing(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "dgl", None)
-    monkeypatch.delitem(sys.modules, "recloom_edge.tgn", raising=False)
+    for module in ("tgn", "attention"):
+        monkeypatch.delitem(sys.modules, f"recloom_edge.{module}", raising=False)
     with pytest.raises(ComponentImportError, match=r"recloom\[edge\]"):
         catalog().models.load("TGN")
     assert catalog().models.load("EDGE") is EDGE
