@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests/core"))  # the toy search is there
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
