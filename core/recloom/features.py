@@ -18,10 +18,12 @@ class DenseFeature:
     Args:
         name: Column name.
         transform: What `prepare` did to the raw value ("none", "log"), for the record and for serving.
+        vector: Name of the vector (an embedding made elsewhere, say) of which this is a coordinate; "": of none.
     """
 
     name: str
     transform: str = "none"
+    vector: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,15 @@ class FeatureSchema:
     def sparse_names(self) -> list[str]:
         """Names of the sparse features."""
         return [feature.name for feature in self.sparse]
+
+    @property
+    def vectors(self) -> dict[str, list[int]]:
+        """Columns of the dense features that are one vector's coordinates, by the vector's name."""
+        found: dict[str, list[int]] = {}
+        for column, feature in enumerate(self.dense):
+            if feature.vector:
+                found.setdefault(feature.vector, []).append(column)
+        return found
 
     @property
     def one_hot(self) -> bool:

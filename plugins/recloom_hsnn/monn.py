@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -125,6 +126,11 @@ def item_width(sizes: Sizes) -> int:
     return sizes.item * sizes.dim + (PAIR_WIDTH if sizes.pair else 0)
 
 
+def spans(start: int, count: int, width: int) -> list[tuple[int, int]]:
+    """Return the columns of `count` embeddings from column `start` on."""
+    return [(start + place * width, start + (place + 1) * width) for place in range(count)]
+
+
 class ScoreMany(nn.Module):
     """The scorer that indexes use: U x du users and U x L x di items to U x L.
 
@@ -183,8 +189,13 @@ class MoNN(RetrievalModule):
         user, item = self.sides.schemas
         widths = [user_width(sizes) for sizes in self.user_sides]
         made = (user_tower or Tower)(side_schema(user, sum(widths)))
+        if isinstance(made, Tower):
+            for sizes, end in zip(self.user_sides, accumulate(widths), strict=True):
+                made.separate(spans(end - user_width(sizes), sizes.user, sizes.dim))
         self.user_encoder = Encoder.of(made)
         made = (item_tower or Tower)(side_schema(item, item_width(self.item_sizes)))
+        if isinstance(made, Tower):
+            made.separate(spans(0, self.item_sizes.item, self.item_sizes.dim))
         self.item_encoder = Encoder.of(made, [(0, self.item_sizes.item * self.item_sizes.dim)], self._item_ids())
         self.item_dim = item_width(self.item_sizes)
         self.scorer = PairScorer(self.monn, self.tasks, (0, widths[0]), self.item_dim, self.item_sizes)

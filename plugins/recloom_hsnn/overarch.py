@@ -63,6 +63,8 @@ class ProductArch(OverArch):
 
     All of the first layer is linear in the item. So a user's part of it is one H x (ni D) matrix and one bias, made
     once a request; an item then costs H ni D multiply-adds in the first layer instead of H (nu ni D + ni D + nu D).
+
+    The first layer's units begin near inner products, each of one user embedding with one item embedding.
     """
 
     def __init__(self, sizes: Sizes, hidden: Sequence[int] = (128, 64), tasks: int = 1) -> None:
@@ -75,6 +77,11 @@ class ProductArch(OverArch):
         for before, after in pairwise(hidden):
             rest += [Linear(before, after), nn.ReLU()]
         self.rest = nn.Sequential(*rest, nn.Linear(hidden[-1], tasks))
+        with torch.no_grad():
+            for unit, row in enumerate(self.first.weight):
+                place, sign = unit % (sizes.user * sizes.item), 1 - 2 * (unit // (sizes.user * sizes.item) % 2)
+                row[place * width : (place + 1) * width] += sign / width**0.5
+            nn.init.normal_(self.first.bias, std=0.5)
         self._splits = [products, sizes.item * width, sizes.user * width, sizes.pair * width]
 
     def forward(self, users: Tensor, items: Tensor, pairs: Tensor | None = None) -> Tensor:

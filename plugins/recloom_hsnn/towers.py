@@ -58,6 +58,21 @@ class Tower(RankingModule):
         wide = columns + tokens * embedding_dim
         self.join = Linear(wide + before + self.explicit.output_dim, len(self.schema.labels))
 
+    @torch.no_grad()
+    def separate(self, embeddings: Sequence[tuple[int, int]]) -> None:
+        """Let each embedding (a span of the output) begin mostly as a projection of one of the schema's vectors.
+
+        Otherwise all embeddings of a user with several interests begin as mixtures of them, learn the same mean
+        interest first, and are long in parting: measured in docs/papers/hsnn.md.
+        """
+        vectors = list(self.schema.vectors.values())
+        for place in range(max(len(embeddings), len(vectors)) if vectors and embeddings else 0):
+            start, end = embeddings[place % len(embeddings)]
+            columns = vectors[place % len(vectors)]
+            bound = 4 / len(columns) ** 0.5
+            begin = torch.empty(end - start, len(columns)).uniform_(-bound, bound)
+            self.join.weight[start:end, columns] += begin
+
     def forward(
         self,
         dense: Tensor,

@@ -88,8 +88,8 @@ class RetrievalClicks(BlockDataModule):
             signal=signal,
         )
         columns = width * (1 if features == "aligned" else 2) + 1
-        user = tuple(DenseFeature(f"u{place}") for place in range(interests * width))
-        item = tuple(DenseFeature(f"i{place}") for place in range(columns))
+        user = tuple(DenseFeature(f"u{n}", vector=f"interest{n // width}") for n in range(interests * width))
+        item = tuple(DenseFeature(f"i{n}", vector="content" if n < columns - 1 else "") for n in range(columns))
         users, items = self.config.attributes
         self._schema = FeatureSchema(
             dense=user + item,
