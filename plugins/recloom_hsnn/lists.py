@@ -102,6 +102,52 @@ class NodeLists:
         )
         return codes, ids, lists.long()
 
+    def rate(self, nodes: Ids, bases: torch.Tensor, slopes: torch.Tensor) -> tuple[torch.Tensor, Ids]:
+        """Return base + slope . code of all items of U x W lists, one list after the other, and their ids.
+
+        Args:
+            nodes: U x W lists, -1: none.
+            bases: U x W numbers.
+            slopes: U x W x dim.
+
+        Returns:
+            U x M rates, -inf behind the last, and U x M ids, -1 there; M is the most items that a user has.
+        """
+        users, wide = nodes.shape
+        room = max(int(np.where(nodes >= 0, self.sizes[nodes], 0).sum(1).max(initial=0)), 1)
+        rates, ids = torch.empty(users, room), np.empty((users, room), np.int64)
+        library = _library()
+        if library is None:
+            codes, ids, lists = self.gather(nodes, room)
+            near = slopes.gather(1, lists[..., None].expand(-1, -1, self.dim))
+            rates = bases.gather(1, lists) + (near * codes).sum(2)
+            return rates.masked_fill(torch.from_numpy(ids < 0), -torch.inf), ids
+        nodes, bases, slopes = np.ascontiguousarray(nodes), bases.contiguous(), slopes.contiguous()
+        pointers = [a.ctypes.data for a in (self._codes, self._ids, self.sizes, nodes)]
+        pointers += [bases.data_ptr(), slopes.data_ptr()]
+        numbers = map(c_int64, (users, wide, room, self.dim))
+        library.rate_lists(*map(c_void_p, pointers), *numbers, c_void_p(rates.data_ptr()), c_void_p(ids.ctypes.data))
+        return rates, ids
+
+    def pick(self, nodes: Ids, places: Ids) -> tuple[torch.Tensor, Ids, torch.Tensor]:
+        """Return those of the items that `rate` rates at U x P places, -1 for none, as `gather` does."""
+        users, count = places.shape
+        places = np.sort(places, axis=1)
+        library = _library()
+        if library is None:
+            codes, ids, lists = self.gather(nodes, max(int(places.max(initial=0)) + 1, 1))
+            at = torch.from_numpy(places.clip(min=0))
+            found = np.where(places >= 0, np.take_along_axis(ids, places.clip(min=0), 1), -1)
+            return codes.gather(1, at[..., None].expand(-1, -1, self.dim)), found, lists.gather(1, at)
+        codes, ids = torch.empty(users, count, self.dim), np.empty((users, count), np.int64)
+        lists, nodes = torch.empty(users, count, dtype=torch.int32), np.ascontiguousarray(nodes)
+        pointers = [a.ctypes.data for a in (self._codes, self._ids, self.sizes, nodes, places)]
+        out = [codes.data_ptr(), ids.ctypes.data, lists.data_ptr()]
+        library.pick_items(
+            *map(c_void_p, pointers), *map(c_int64, (users, nodes.shape[1], count, self.dim)), *map(c_void_p, out)
+        )
+        return codes, ids, lists.long()
+
     def imbalance(self) -> float:
         """Return faiss's imbalance factor: lists * sum of squares / square of the sum; 1 for equal lists."""
         total = float(self.sizes.sum())

@@ -15,12 +15,12 @@ from recloom.batch import Batch
 from recloom.errors import RecloomError
 from recloom.metrics import NormalizedEntropy
 from recloom.optim import OptimizerConfig
-from recloom_hsnn.monn import MoNN, MoNNConfig, PairScorer, ScoreMany, user_width
+from recloom_hsnn.monn import MoNN, MoNNConfig, PairScorer, ScoreMany, SlopeMany, user_width
 from recloom_hsnn.nodes import Assigned, HierarchicalIndex, NodesConfig
 from recloom_hsnn.overarch import Sizes
 from recloom_hsnn.towers import TowerFactory
 
-RECENT, ANCHORS = 1 << 16, 128
+RECENT = 1 << 16
 
 
 def as_published(nodes: NodesConfig) -> NodesConfig:
@@ -98,7 +98,6 @@ class HSNN(MoNN):
         kinds = torch.tensor([[1.0, 0.0, 0.0]] * (count + 1))
         self.ensemble = nn.Parameter(kinds, requires_grad=count > 1 or ensemble_items)
         self.register_buffer("recent", torch.zeros(RECENT, self.vector_dim))
-        self.register_buffer("anchors", torch.zeros(ANCHORS, len(self.user_encoder.schema.labels)))
         self.register_buffer("recent_rows", torch.tensor(0))
         for level, size in enumerate(self._settings.sizes):
             self.register_buffer(f"parent{level}", torch.zeros(size, dtype=torch.int64))
@@ -143,6 +142,8 @@ class HSNN(MoNN):
         """Return the scorers of items and of every level's nodes."""
         weights = self.get_buffer("task_weights")
         found: dict[str, nn.Module] = {"score": ScoreMany(self.scorer, weights)}
+        if self.scorer.sloped:
+            found["slope"] = SlopeMany(self.scorer, weights)
         for level, scorer in enumerate(self.level_scorers):
             assert isinstance(scorer, PairScorer)
             found[f"node{level + 1}"] = ScoreMany(scorer, weights)
@@ -150,10 +151,9 @@ class HSNN(MoNN):
 
     def tables(self) -> dict[str, NDArray]:
         """Return the nodes."""
-        anchors = {"anchors": self.get_buffer("anchors").cpu().numpy()}
         if self._settings.source != "natural":
-            return self.index.tree().tables() | anchors
-        tables = anchors | self.index.tree(column=self.vector_dim + len(self._settings.sizes) - 1).tables()
+            return self.index.tree().tables()
+        tables = self.index.tree(column=self.vector_dim + len(self._settings.sizes) - 1).tables()
         for level in range(1, len(self._settings.sizes)):
             tables[f"parents{level + 1}"] = self.get_buffer(f"parent{level}").cpu().numpy()
         return tables
@@ -209,8 +209,6 @@ class HSNN(MoNN):
         loss = self.loss(logits, batch)
         progress = self.trainer.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
         self._remember(items)
-        if len(users) >= ANCHORS:
-            self.get_buffer("anchors").copy_(users[:ANCHORS].detach())
         if progress >= self._settings.start:
             if not self.index.ready:
                 self._begin()

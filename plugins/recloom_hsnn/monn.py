@@ -102,6 +102,25 @@ class PairScorer(nn.Module):
         users, items, pairs = self._parts(users, items)
         return self.over_arch.many(users, items, pairs)
 
+    @property
+    def sloped(self) -> bool:
+        """Whether `slopes` can be had."""
+        return self.over_arch.sloped and self.adapter is None
+
+    def slopes(self, users: Tensor, items: Tensor, weights: Tensor) -> Tensor:
+        """Return U x L x (1 + di): scores (T `weights` of the logits) of U x L x di items, and their gradients."""
+        asked, codes, pairs = self._parts(users, items)
+        scores, slopes, back = self.over_arch.slopes(asked, codes, pairs, weights)
+        columns = [scores[..., None], slopes]
+        if self.inter_arch is not None and pairs is not None and back is not None:
+            layer = self.inter_arch[0]
+            assert isinstance(layer, nn.Linear)
+            wide = self.sizes.user * self.sizes.dim
+            own = users[:, None, self.user[0] + wide : self.user[1]]
+            columns.append(own * ((back * (pairs > 0)) @ layer.weight))
+        found = torch.cat(columns, dim=2)
+        return torch.nn.functional.pad(found, (0, 1 + items.shape[2] - found.shape[2]))  # ids have no slope
+
     def pairs(self, users: Tensor, items: Tensor) -> Tensor | None:
         """Return the interaction tower's embeddings, B x nx D; None where there is no such tower."""
         return self._parts(users, items)[2]
@@ -148,6 +167,24 @@ class ScoreMany(nn.Module):
         """Return U x L scores."""
         found = self.scorer.many(users, items)
         return found[..., 0] if found.shape[2] == 1 else found @ self.get_buffer("task_weights")
+
+
+class SlopeMany(nn.Module):
+    """How the score of items changes near given ones, for indexes: U x du and U x L x di to U x L x (1 + di).
+
+    Args:
+        scorer: A MoNN's pair scorer, whose `sloped` is True.
+        task_weights: T weights of the tasks' logits in the score.
+    """
+
+    def __init__(self, scorer: PairScorer, task_weights: Tensor) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.register_buffer("task_weights", task_weights)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """Return the scores, and behind them their gradients."""
+        return self.scorer.slopes(users, items, self.get_buffer("task_weights"))
 
 
 def default_optimizer() -> OptimizerConfig:

@@ -57,6 +57,17 @@ class OverArch(nn.Module, ABC):
     def many(self, users: Tensor, items: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Return U x L x T logits: users U x nu D, items U x L x ni D, pairs U x L x nx D."""
 
+    def slopes(
+        self, users: Tensor, items: Tensor, pairs: Tensor | None, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return U x L scores (T `weights` of the logits), and their gradients by items and by pairs, as those are.
+
+        For classes whose attribute `sloped` is True.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no slopes")
+
+    sloped: bool = False
+
 
 class ProductArch(OverArch):
     """An MLP on the products of every user embedding with every item embedding, and on the embeddings themselves.
@@ -95,6 +106,30 @@ class ProductArch(OverArch):
 
     def many(self, users: Tensor, items: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Return U x L x T logits."""
+        return self.rest(F.relu(self._first(users, items, pairs)[0]))
+
+    sloped = True
+
+    def slopes(
+        self, users: Tensor, items: Tensor, pairs: Tensor | None, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return U x L scores and their gradients: the layers backwards, as many multiply-adds as forwards."""
+        hidden, matrix = self._first(users, items, pairs)
+        inputs, output = [hidden], F.relu(hidden)
+        layers = [layer for layer in self.rest if isinstance(layer, nn.Linear)]
+        for layer in layers[:-1]:
+            inputs.append(layer(output))
+            output = F.relu(inputs[-1])
+        scores = layers[-1](output) @ weights
+        back = (weights @ layers[-1].weight).expand(output.shape)
+        for layer, before in zip(reversed(layers[:-1]), reversed(inputs[1:]), strict=True):
+            back = (back * (before > 0)) @ layer.weight
+        back = back * (hidden > 0)
+        w_pair = self.first.weight.split(self._splits, dim=1)[3]
+        return scores, back @ matrix.transpose(1, 2), None if pairs is None else back @ w_pair
+
+    def _first(self, users: Tensor, items: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the first layer's outputs U x L x H, and the users' matrices by which they are made, U x ni D x H."""
         size = self.sizes
         w_product, w_item, w_user, w_pair = self.first.weight.split(self._splits, dim=1)
         grid = w_product.view(-1, size.user, size.item, size.dim)  # H x nu x ni x D
@@ -106,7 +141,7 @@ class ProductArch(OverArch):
         hidden = torch.baddbmm(bias[:, None], items, matrix)  # U x L x H
         if pairs is not None:
             hidden = hidden + pairs @ w_pair.t()
-        return self.rest(F.relu(hidden))
+        return hidden, matrix
 
 
 class InteractionArch(OverArch):

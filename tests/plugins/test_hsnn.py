@@ -98,17 +98,16 @@ def test_search_is_the_papers_algorithm_2(levels: str) -> None:
     """Level by level, node by node, as loops."""
     data = world()
     model = began(LEVELS[levels], data)
-    index = HSNNIndex(model.parts(), share=0.1, beam=0.5)
+    index = HSNNIndex(model.parts(), share=0.1, beam=0.5, rated=0.0)
     ids, codes = data.item_rows().ids.numpy(), encode(model.item_encoder, data.item_rows())
     index.build(ids, codes)
     users = encode(model.user_encoder, data.user_rows(4))
-    found = index.search(users, 10)
-    assert (found.scored <= 150).all()
     tree, leaf_of = index.tree, index.tree.leaf_of(codes)
     score = {name: lambda u, v, s=s: float(s(u[None], v[None, None])) for name, s in model.scorers().items()}
     ensemble = model.facts()["ensemble"]
     for row in range(4):
         user = torch.from_numpy(users[row])
+        found = index.search(users[row : row + 1], 10)
         kept, seen = {None: 0.0}, 0
         for level, nodes in enumerate(tree.nodes):
             scores = {}
@@ -125,11 +124,12 @@ def test_search_is_the_papers_algorithm_2(levels: str) -> None:
         wanted = {}
         for leaf in kept:
             for item in np.flatnonzero(leaf_of == leaf):
-                if len(wanted) < int(found.scored[row]) - seen or len(wanted) < 10:
+                if len(wanted) < int(found.scored[0]) - seen or len(wanted) < 10:
                     wanted[int(ids[item])] = score["score"](user, torch.from_numpy(codes[item]))
         best = sorted(wanted, key=lambda item: -wanted[item])[:10]
         with torch.no_grad():
-            assert set(found.ids[row].tolist()) == set(best)
+            assert found.scored[0] <= 150
+            assert set(found.ids[0].tolist()) == set(best)
 
 
 @pytest.mark.parametrize("kind", ["HSNN", "Cascade"])
@@ -169,28 +169,51 @@ print(json.dumps([modules, [each.tolist() for each in ids]]))
     assert np.array_equal(ids, wanted)
 
 
-def test_nodes_of_items_that_are_scored_alike(tmp_path: Path) -> None:
-    """Nodes by k-means on scores: searched, changed and read back like any others."""
+@pytest.mark.parametrize("size", ["tiny", "medium"])
+def test_slopes_are_the_scores_gradients(size: str) -> None:
+    """The layers written backwards, the interaction tower's included, against autograd."""
     data = world()
-    model = began(NodesConfig(sizes=[4, 32]), data)
-    model.anchors.copy_(torch.from_numpy(encode(model.user_encoder, data.user_rows(128))))
-    items, users = data.item_rows(), encode(model.user_encoder, data.user_rows(200))[150:]
-    ids, codes = items.ids.numpy(), encode(model.item_encoder, items)
-    index = HSNNIndex(model.parts(), share=0.2, nodes=[4, 32], space="scores")
+    model = began(NodesConfig(sizes=[8]), data, monn=MoNNConfig(size=size, hidden=(32, 16, 8)))
+    users = torch.from_numpy(encode(model.user_encoder, data.user_rows(3)))
+    items = torch.from_numpy(encode(model.item_encoder, data.item_rows())[:12]).reshape(3, 4, -1).requires_grad_()
+    scores = model.scorers()["score"](users, items)
+    found = model.scorers()["slope"](users, items)
+    torch.testing.assert_close(found[..., 0], scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[..., 1:], torch.autograd.grad(scores.sum(), items)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_items_of_the_best_leaves_are_scored_in_the_order_of_their_leafs_tangent(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr("recloom_hsnn.lists._library", lambda: None)
+    data = world()
+    model = began(NodesConfig(sizes=[40]), data)
+    ids, codes = data.item_rows().ids.numpy(), encode(model.item_encoder, data.item_rows())
+    index = HSNNIndex(model.parts(), share=0.1, rated=0.2)
     index.build(ids, codes)
-    leaves = index.lists.nodes_of(ids)
-    exact = Exhaustive(model.parts())
-    exact.build(ids, codes)
-    with torch.no_grad():
-        scores = exact.scores(users).numpy()
-    within = sum(scores[:, leaves == leaf].var(axis=1).mean() * (leaves == leaf).mean() for leaf in np.unique(leaves))
-    assert within < 0.5 * scores.var(axis=1).mean()  # a leaf's items are alike for users who made no node
-    index.delete(ids[:100])
-    index.upsert(ids[:100], codes[:100])
-    assert np.array_equal(index.lists.nodes_of(ids), leaves)
-    index.save(tmp_path)
-    again = HSNNIndex(model.parts(), share=0.2, nodes=[4, 32], space="scores").load(tmp_path)
-    assert np.array_equal(again.search(users, 50).ids, index.search(users, 50).ids)
+    users, banned = encode(model.user_encoder, data.user_rows(3)), np.arange(0, 1500, 3)
+    found = index.search(users, 10, Filter(banned=banned))
+    nodes, score = torch.from_numpy(index.tree.nodes[0]), model.scorers()["score"]
+    leaf_of = index.tree.leaf_of(codes)
+    assert (found.scored == 150).all()  # 40 nodes, 8 gradients that count double, 94 items
+    for row, user in enumerate(torch.from_numpy(users)):
+        with torch.no_grad():
+            best = model.scorers()["node1"](user[None], nodes[None])[0].topk(8).indices.tolist()
+        at = nodes[best].clone().requires_grad_()
+        values = score(user[None], at[None])[0]
+        slopes = torch.autograd.grad(values.sum(), at)[0].numpy()
+        rates = {
+            item: float(values[place]) + float(slopes[place] @ (codes[item] - at[place].detach().numpy()))
+            for place, leaf in enumerate(best)
+            for item in np.flatnonzero(leaf_of == leaf).tolist()
+            if item % 3
+        }
+        first = torch.tensor(sorted(rates, key=lambda item: -rates[item])[:94])
+        with torch.no_grad():
+            wanted = first[score(user[None], torch.from_numpy(codes)[first][None])[0].topk(10).indices]
+        assert found.ids[row].tolist() == wanted.tolist()
 
 
 def test_soft_assignment_and_residual_levels_are_algorithm_1() -> None:
