@@ -15,7 +15,7 @@ def register(catalog: Catalog) -> None:
     """Register the models, the index, the experiment and the benchmark."""
     catalog.models.add("HSNN", "recloom_hsnn.model:HSNN", summary="MoNN with nodes learned jointly")
     catalog.models.add("MoNN", "recloom_hsnn.monn:MoNN", summary="user, item and interaction towers, over arch")
-    catalog.models.add("TwoTower", "recloom_hsnn.monn:TwoTower", summary="two towers, inner product")
+    catalog.models.add("TwoTower", "recloom_hsnn.two_tower:TwoTower", summary="two towers, inner product")
     catalog.indexes.add("HSNN", "recloom_hsnn.retrieval:HSNNIndex", summary="the model chooses nodes, then items")
     catalog.callbacks.add("CollapseMonitor", "recloom_hsnn.callbacks:CollapseMonitor", summary="how nodes are used")
     catalog.callbacks.add("IndexRefresh", "recloom_hsnn.callbacks:IndexRefresh", summary="an index in step")

@@ -15,7 +15,8 @@ from recloom.errors import RecloomError
 from recloom.retrieval import snapshot
 from recloom.retrieval.catalogue import items_of
 from recloom.retrieval.module import encode
-from recloom_hsnn.model import HSNN, usage
+from recloom_hsnn.model import HSNN
+from recloom_hsnn.nodes import usage
 from recloom_hsnn.retrieval import HSNNIndex
 from recloom_hsnn.tree import kmeans
 

@@ -16,8 +16,10 @@ from recloom.retrieval.index import Floats, Ids
 from recloom.retrieval.module import RetrievalModule, encode
 from recloom.training import train_and_test
 from recloom_hsnn.model import HSNN
-from recloom_hsnn.monn import MoNN, MoNNConfig, TwoTower
-from recloom_hsnn.nodes import NodesConfig
+from recloom_hsnn.monn import MoNN
+from recloom_hsnn.scorer import MoNNConfig
+from recloom_hsnn.settings import NodesConfig
+from recloom_hsnn.two_tower import TwoTower
 
 K = 100
 

@@ -10,7 +10,7 @@ from recloom.document import Report
 from recloom.experiment import Budget, Claim, Experiment, Lab
 from recloom_hsnn import compare, trials
 from recloom_hsnn.compare import Setting
-from recloom_hsnn.monn import MoNNConfig
+from recloom_hsnn.scorer import MoNNConfig
 from recloom_hsnn.trials import SHARES
 
 SETTINGS: dict[Budget, Setting] = {

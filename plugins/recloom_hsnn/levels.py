@@ -8,6 +8,7 @@ Letters in shapes: U users, W nodes in question, K nodes kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -121,3 +122,18 @@ class Levels:
         place = np.take_along_axis(first, owner, 1) + at - begin
         children = np.where(there, order[place.clip(max=len(order) - 1)], -1)
         return torch.from_numpy(children), logits.gather(1, torch.from_numpy(owner))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one round of a search may do.
+
+    Args:
+        room: Evaluations of a user.
+        beam: Share of the nodes kept at each level but the last.
+        rated: Share of the leaves whose items are rated.
+    """
+
+    room: int
+    beam: float
+    rated: float

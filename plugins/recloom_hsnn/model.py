@@ -13,24 +13,17 @@ from torch import Tensor, nn
 
 from recloom.batch import Batch
 from recloom.errors import RecloomError
-from recloom.metrics import NormalizedEntropy
 from recloom.optim import OptimizerConfig
-from recloom_hsnn.monn import MoNN, MoNNConfig, PairScorer, ScoreMany, SlopeMany, user_width
-from recloom_hsnn.nodes import Assigned, HierarchicalIndex, NodesConfig
+from recloom_hsnn.losses import node_losses
+from recloom_hsnn.monn import MoNN
+from recloom_hsnn.nodemetrics import KINDS, NodeMetrics
+from recloom_hsnn.nodes import Assigned, HierarchicalIndex
 from recloom_hsnn.overarch import Sizes
+from recloom_hsnn.scorer import MoNNConfig, PairScorer, ScoreMany, SlopeMany, user_width
+from recloom_hsnn.settings import NodesConfig, as_published
 from recloom_hsnn.towers import TowerFactory
 
 RECENT = 1 << 16
-
-
-def as_published(nodes: NodesConfig) -> NodesConfig:
-    """Return the nodes' settings as the paper has them: one reconstruction term, whole gradients, from the first step.
-
-    The paper gives no numbers for the temperature, the warm-up and the weights: those of `nodes` stay.
-    """
-    nodes.start, nodes.grad_scale, nodes.commitment, nodes.revive, nodes.distill = 0.0, 1.0, None, 0.0, 0.0
-    nodes.source = "lti"
-    return nodes
 
 
 class HSNN(MoNN):
@@ -81,16 +74,8 @@ class HSNN(MoNN):
             raise RecloomError(f"{len(levels)} levels are configured for {count} sizes of nodes", "Give one each.")
         if self._settings.source == "natural" and len(self._settings.features) != count:
             raise RecloomError("natural nodes need a feature of the item for each level", "Give nodes.features.")
-        super().__init__(
-            schema,
-            item_features,
-            monn,
-            user_tower,
-            item_tower,
-            task_weights,
-            loss_weights,
-            optimizer,
-        )
+        towers = (user_tower, item_tower)
+        super().__init__(schema, item_features, monn, *towers, task_weights, loss_weights, optimizer)
         self.vector_dim = self.item_dim
         self.index = HierarchicalIndex(self._settings, self.vector_dim)
         self.level_scorers = nn.ModuleList(self._level_scorers(count))
@@ -101,13 +86,15 @@ class HSNN(MoNN):
         self.register_buffer("recent_rows", torch.tensor(0))
         for level, size in enumerate(self._settings.sizes):
             self.register_buffer(f"parent{level}", torch.zeros(size, dtype=torch.int64))
-        self.node_metrics = nn.ModuleDict(
-            {f"node{level + 1}{kind}": NormalizedEntropy() for level in range(count) for kind in ("", "_soft")}
-        )
-        self._seen_nodes: list[Tensor] = []
+        self.node_metrics = NodeMetrics(self._settings.sizes)
         self._unobserved: tuple[Tensor, list[Assigned]] | None = None
 
     # Parts
+
+    @property
+    def shares_users(self) -> bool:
+        """Whether nodes are scored on the items' own user tower."""
+        return self._level_configs is None
 
     def _user_sizes(self) -> list[Sizes]:
         own = self._level_configs or []
@@ -213,7 +200,8 @@ class HSNN(MoNN):
             if not self.index.ready:
                 self._begin()
             weight = min(1.0, (progress - self._settings.start) / max(self._settings.warmup, 1e-9) + 1e-2)
-            parts = self._index_losses(users, items, batch, progress)
+            parts, assigned = node_losses(self, users, items, batch, progress)
+            self._unobserved = (items.detach(), assigned)
             self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, on_epoch=False)
             loss = loss + weight * torch.stack(list(parts.values())).sum()
         return loss
@@ -240,46 +228,6 @@ class HSNN(MoNN):
             for scorer in self.level_scorers:
                 scorer.load_state_dict(self.scorer.state_dict())
 
-    def _index_losses(self, users: Tensor, items: Tensor, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Return the nodes' losses by name."""
-        settings, scale = self._settings, self._settings.grad_scale
-        held = items.detach() if scale == 0 else scale * items + (1 - scale) * items.detach()
-        asked = users
-        if self._level_configs is None:  # the items' own user tower
-            asked = users.detach() if scale == 0 else scale * users + (1 - scale) * users.detach()
-        assigned = self.assign(held, self.alpha(progress))
-        vectors = [one.soft if settings.source == "lti" else one.hard.detach() for one in assigned]
-        parts: dict[str, Tensor] = {}
-        for level, logits in enumerate(self.node_logits(asked, vectors)):
-            parts[f"node{level + 1}_loss"] = self.loss(self._squeezed(logits), batch)
-        parts |= self.index.losses(held[:, : self.vector_dim], assigned).parts
-        if settings.distill:
-            parts["distill_loss"] = settings.distill * self._distilled(users, items, asked, vectors)
-        if settings.pair_loss and self.scorer.inter_arch is not None:
-            parts["pair_loss"] = settings.pair_loss * self._pair_loss(asked, users, items, vectors)
-        self._unobserved = (items.detach(), assigned)
-        return parts
-
-    def _distilled(self, users: Tensor, items: Tensor, asked: Tensor, vectors: list[Tensor]) -> Tensor:
-        """Return the nodes' cross-entropy to the item level's soft labels, on pairs that nobody was shown."""
-        shift = 1 + self.trainer.global_step % max(len(users) - 1, 1)
-        with torch.no_grad():
-            soft = torch.sigmoid(self.scorer(users.roll(shift, 0), items).float())
-        found = self.node_logits(asked.roll(shift, 0), vectors)
-        return torch.stack([F.binary_cross_entropy_with_logits(logits.float(), soft) for logits in found]).sum()
-
-    def _pair_loss(self, asked: Tensor, users: Tensor, items: Tensor, vectors: list[Tensor]) -> Tensor:
-        """Return the squared distance between the interaction towers of nodes and of items."""
-        wanted = self.scorer.pairs(users, items)
-        assert wanted is not None
-        total = wanted.new_zeros(())
-        for scorer, nodes in zip(self.level_scorers, vectors, strict=True):
-            assert isinstance(scorer, PairScorer)
-            found = scorer.pairs(asked, nodes)
-            if found is not None and found.shape == wanted.shape:
-                total = total + F.mse_loss(found, wanted.detach())
-        return total
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step; then count how nodes are used and revive dead ones, which backward may not see."""
         super().optimizer_step(*args, **kwargs)
@@ -303,36 +251,13 @@ class HSNN(MoNN):
         if not self.index.ready or self.tasks > 1:
             return
         assigned = self.assign(items, self.alpha(1.0))
-        for kind in ("", "_soft"):
+        for kind in KINDS:
             vectors = [one.soft if kind else one.hard for one in assigned]
-            for level, logits in enumerate(self.node_logits(users, vectors)):
-                self.node_metrics[f"node{level + 1}{kind}"].update(
-                    logits.squeeze(1).float(), batch.labels, batch.weights
-                )  # type: ignore[operator]
-        self._seen_nodes.append(torch.stack([one.node for one in assigned]))
+            self.node_metrics.add(kind, self.node_logits(users, vectors), batch)
+        self.node_metrics.count([one.node for one in assigned])
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         super().on_validation_epoch_end()
-        if not self._seen_nodes:
-            return
-        for name, metric in self.node_metrics.items():
-            self.log(f"val_{name}_ne", metric.compute().float())  # type: ignore[operator]
-            metric.reset()  # type: ignore[operator]
-        nodes = torch.cat(self._seen_nodes, dim=1)
-        self._seen_nodes = []
-        for level, size in enumerate(self._settings.sizes):
-            for name, value in usage(torch.bincount(nodes[level], minlength=size)).items():
-                self.log(f"val_node{level + 1}_{name}", value)
-
-
-def usage(counts: Tensor) -> dict[str, float]:
-    """Return how evenly nodes are used: shares of the nodes, and faiss's imbalance factor (1 when even)."""
-    use = counts.double() / counts.sum().clamp(min=1)
-    positive = use[use > 0]
-    return {
-        "used": float((use > 0).double().mean()),
-        "perplexity": float(torch.exp(-(positive * positive.log()).sum())) / len(use),
-        "largest": float(use.max()) * len(use),
-        "imbalance": float(len(use) * (use**2).sum()),
-    }
+        for name, value in self.node_metrics.take().items():
+            self.log(f"val_{name}", value)

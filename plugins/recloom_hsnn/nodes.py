@@ -5,10 +5,8 @@ Learning-to-index (arXiv 2408.06653, algorithm 1) in one file. Letters in shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,56 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recloom.errors import RecloomError
+from recloom_hsnn.settings import NodesConfig
 from recloom_hsnn.tree import Tree, kmeans
-
-Source = Literal["lti", "kmeans", "ema", "natural"]
-Layout = Literal["tree", "residual"]
-
-
-@dataclass
-class NodesConfig:
-    """How many nodes there are, and how they are learned.
-
-    Args:
-        sizes: Nodes of each level, 1 to 3 levels, the coarsest first; with `residual`, codewords of each level.
-        source: "lti": learned by gradients, jointly with the towers (JOIM). "kmeans": k-means on the items' codes, made
-            when they begin and at every refresh (SIL). "ema": k-means, then moving averages of the items that come.
-            "natural": given by the item's features named in `features`.
-        layout: "tree": each level has vectors of its own, a leaf's parent is the nearest. "residual": a level's
-            codewords are of what the levels before leave, and shared between parents.
-        features: Sparse features of the item that give its node at each level, of `natural`.
-        start: Share of the training steps after which nodes begin: made by k-means on the codes of the last batches.
-        warmup: Share of the training steps over which the weight of the index's losses then grows from 0 to 1.
-        max_alpha: Inverse temperature of the soft assignment at the end: max_alpha (step / steps)^exponent (eq. 8).
-        exponent: Exponent of that schedule; 0: constant.
-        grad_scale: By what the gradient of the nodes' losses is multiplied where it enters the item tower; 0: the
-            index is learned and the tower does not see it.
-        commitment: Weight of the term that draws items to their nodes, beside the one that draws nodes to items; unset
-            in the paper's form, where one term does both.
-        balance: Weight of the FLOPs regulariser.
-        stacked: Batches of which the regulariser sees the mean assignment.
-        revive: Nodes used less than this share of their due are put on items of the batch; 0: never.
-        decay: Of the moving averages of use and, for "ema", of nodes.
-        distill: Weight of the soft labels that the item level gives to nodes on pairs nobody has labelled.
-        pair_loss: Weight of the squared distance between the interaction towers of nodes and of items.
-    """
-
-    sizes: Sequence[int] = (256,)
-    source: Source = "lti"
-    layout: Layout = "tree"
-    features: Sequence[str] = ()
-    start: float = 0.5
-    warmup: float = 0.1
-    max_alpha: float = 30.0
-    exponent: float = 1.0
-    grad_scale: float = 0.1
-    commitment: float | None = 0.25
-    balance: float = 0.05
-    stacked: int = 8
-    revive: float = 0.1
-    decay: float = 0.99
-    distill: float = 0.5
-    pair_loss: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -266,3 +216,15 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values = values / dist.get_world_size()
     return values
+
+
+def usage(counts: Tensor) -> dict[str, float]:
+    """Return how evenly nodes are used: shares of the nodes, and faiss's imbalance factor (1 when even)."""
+    use = counts.double() / counts.sum().clamp(min=1)
+    positive = use[use > 0]
+    return {
+        "used": float((use > 0).double().mean()),
+        "perplexity": float(torch.exp(-(positive * positive.log()).sum())) / len(use),
+        "largest": float(use.max()) * len(use),
+        "imbalance": float(len(use) * (use**2).sum()),
+    }

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from recloom.errors import RecloomError
 from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex, best
-from recloom_hsnn.levels import Levels
+from recloom_hsnn.levels import Effort, Levels
 from recloom_hsnn.lists import NodeLists
 from recloom_hsnn.tree import Tree, kmeans_tree
 
@@ -239,18 +238,3 @@ class HSNNIndex(RetrievalIndex):
         if (own, above, bias) == (1.0, 0.0, 0.0):
             return scores
         return own * scores + above * logits.gather(1, places) + bias
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What one round of a search may do.
-
-    Args:
-        room: Evaluations of a user.
-        beam: Share of the nodes kept at each level but the last.
-        rated: Share of the leaves whose items are rated.
-    """
-
-    room: int
-    beam: float
-    rated: float

@@ -27,9 +27,12 @@ from recloom.retrieval.rows import Rows
 from recloom.testing import check_plugin, run_cli
 from recloom_hsnn.callbacks import CollapseMonitor, IndexRefresh
 from recloom_hsnn.model import HSNN
-from recloom_hsnn.monn import MoNN, MoNNConfig, TwoTower
-from recloom_hsnn.nodes import HierarchicalIndex, NodesConfig
+from recloom_hsnn.monn import MoNN
+from recloom_hsnn.nodes import HierarchicalIndex
 from recloom_hsnn.retrieval import HSNNIndex
+from recloom_hsnn.scorer import MoNNConfig
+from recloom_hsnn.settings import NodesConfig
+from recloom_hsnn.two_tower import TwoTower
 
 ITEMS = ["item", "tags"]
 
@@ -159,7 +162,7 @@ path = Path({str(folder)!r})
 found = Retriever.load(path)
 users = found.read_users(path / "example_users.parquet")
 ids = [found.search(users, 100).ids, found.search(users, 100, Filter(banned=np.arange(0, 600, 2))).ids]
-modules = [name for name in ("lightning", "recloom_hsnn.model", "recloom_hsnn.monn") if name in sys.modules]
+modules = [name for name in ("lightning", "recloom_hsnn.model", "recloom_hsnn.scorer") if name in sys.modules]
 print(json.dumps([modules, [each.tolist() for each in ids]]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

@@ -23,9 +23,9 @@ from recloom.retrieval.module import encode
 from recloom.retrieval.vectors import HNSW, IVF, FlatIP
 from recloom_hsnn.compare import one_thread
 from recloom_hsnn.model import HSNN
-from recloom_hsnn.monn import TwoTower
-from recloom_hsnn.nodes import NodesConfig
 from recloom_hsnn.retrieval import HSNNIndex
+from recloom_hsnn.settings import NodesConfig
+from recloom_hsnn.two_tower import TwoTower
 
 
 def main(argv: list[str]) -> int:
