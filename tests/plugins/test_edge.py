@@ -130,7 +130,7 @@ def make_plan(stream: EventStream, cut: torch.Tensor | None, given: torch.Tensor
 
 @pytest.mark.parametrize("name", ["rnn", "gru", "identity"])
 @pytest.mark.parametrize("decoupled", [0, 4])
-@pytest.mark.parametrize("stream", [small(200), one_kind(200)], ids=["bipartite", "one kind"])
+@pytest.mark.parametrize("stream", [small(90), one_kind(90)], ids=["bipartite", "one kind"])
 def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventStream) -> None:
     torch.manual_seed(0)
     cut = partition.by_activity(stream, decoupled) if decoupled else None
@@ -334,7 +334,7 @@ def test_tgn_sees_nothing_of_its_batch_or_later() -> None:
     from recloom_edge.tgn import TGN
 
     torch.manual_seed(0)
-    stream = small(600)
+    stream = small(400)
     model = TGN(stream.schema().to_dict(), dim=8, neighbours=3).eval()
     start = stream.span("val")[0]
 

@@ -14,18 +14,20 @@ def test_the_experiment(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         experiments, "PowerLawStream", lambda **options: PowerLawStream(2000, 100, 50, 0.8, 1.0, **options)
     )
-    monkeypatch.setitem(experiments.GENERATED, "small", {"events": 2000, "sources": 100, "destinations": 50})
+    monkeypatch.setitem(experiments.GENERATED, "small", {"events": 1000, "sources": 100, "destinations": 50})
     monkeypatch.setitem(experiments.EPOCHS, "small", 1)
+    monkeypatch.setattr(experiments, "SHARES", (0.0, 0.05, 0.1))
+    monkeypatch.setattr(experiments, "_TARGETS", {0.05: 40.0})
     result = run_cli(["reproduce", "edge", "--out", str(tmp_path / "out")])
     assert result.code == 0, result.err
     claims = {claim["id"]: claim for claim in json.loads((tmp_path / "out" / "claims.json").read_text())}
-    assert {"steps-power-law-1", "generated-mrr-5", "generated-matching", "generated-jodie-mrr"} <= claims.keys()
-    assert all(0 < claims[f"generated-mrr-{share}"]["measured"] < 2 for share in (1, 5, 10))
+    assert {"steps-power-law-5", "generated-mrr-5", "generated-matching", "generated-jodie-mrr"} <= claims.keys()
+    assert all(0 < claims[f"generated-mrr-{share}"]["measured"] < 2 for share in (5, 10))
     assert "most recent" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_the_benchmark(tmp_path: Path) -> None:
-    options = ["--events", "1000", "--window", "100", "--rounds", "1", "--dim", "16", "--large", "20000"]
+    options = ["--events", "600", "--window", "60", "--rounds", "1", "--dim", "16", "--large", "20000"]
     result = run_cli(["bench", "edge", *options, "--out", str(tmp_path / "out.json")])
     assert result.code == 0, result.err
     (found,) = json.loads((tmp_path / "out.json").read_text()).values()
