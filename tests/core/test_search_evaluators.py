@@ -67,6 +67,20 @@ def test_a_subset_of_rows_spans_the_split_and_is_the_same_each_time(tmp_path: Pa
     assert sorted(seen[: len(batches)]) == sorted(seen[len(batches) :]) != seen[: len(batches)]
 
 
+def test_training_takes_as_many_threads_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "recloom.search.evaluators.scratch.fit", lambda *_: seen.append(torch.get_num_threads()) or "no"
+    )
+    before = torch.get_num_threads()
+    for threads in (before + 1, None):
+        ready(FromScratch(rows=2000, threads=threads), context(tmp_path)).evaluate([DOT])
+    assert seen == [before + 1, before]
+    assert torch.get_num_threads() == before
+    with pytest.raises(RecloomError, match="threads 0"):
+        FromScratch(threads=0)
+
+
 def test_from_scratch_measures_the_validation_rows_and_repeats(tmp_path: Path) -> None:
     found = context(tmp_path)
     evaluator = ready(FromScratch(rows=8000, keep_predictions=True), found)

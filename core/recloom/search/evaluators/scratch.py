@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +45,17 @@ class Outcome:
     module: RankingModule
 
 
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Have torch's operations take `count` threads; None: as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class FromScratch(Evaluator):
     """Trains every candidate from fresh weights and measures it on the validation rows.
 
@@ -61,6 +73,8 @@ class FromScratch(Evaluator):
         ne_bound: NE from which on a candidate counts as diverged; 1 is a model that knows only the base rate.
         trainer: Further arguments of Lightning's Trainer: accelerator, precision, gradient_clip_val, ...
         keep_predictions: Keep every candidate's validation logits in `predictions`, for paired bootstraps.
+        threads: Threads of torch's operations while training; unset: as many as the process has. A small model's step
+            is often faster with one.
     """
 
     measures = (*METRICS, "seconds")
@@ -76,9 +90,11 @@ class FromScratch(Evaluator):
         ne_bound: float = 1.5,
         trainer: dict[str, Any] | None = None,
         keep_predictions: bool = False,
+        threads: int | None = None,
     ) -> None:
-        if epochs < 1:
-            raise RecloomError(f"FromScratch: epochs is {epochs}", "It must be at least 1.")
+        if epochs < 1 or (threads is not None and threads < 1):
+            raise RecloomError(f"FromScratch: epochs is {epochs}, threads {threads}", "Both must be at least 1.")
+        self.threads = threads
         self.rows = rows
         self.eval_rows = eval_rows
         self.epochs = epochs
@@ -119,7 +135,7 @@ class FromScratch(Evaluator):
     def run(self, build: Callable[[], RankingModule], seed: int, split: Split = "val") -> Outcome:
         """Train whatever `build` makes as candidates are trained, and measure it."""
         start = time.perf_counter()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _threads(self.threads):
             pl.seed_everything(seed, verbose=False)
             module = build()
             if self.optimizer is not None:
