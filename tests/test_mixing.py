@@ -18,9 +18,9 @@ from recloom.plugins import catalog
 NONE = "none"
 LEFT_OUT = {  # in one process, on data without files of their own; the tests named run them
     "ShardedEmbeddingBag": "the strategy hybrid makes it of others: tests/plugins/test_dlrm_strategy.py",
-    "TorchRecEmbeddingBag": "tests/plugins/test_dlrm_compare.py",
+    "TorchRecEmbeddingBag": "its extra, and tests/plugins/test_dlrm_torchrec.py",
     **({} if find_spec("fbgemm_gpu") else {"FbgemmEmbeddingBag": "its extra is not installed here"}),
-    "NodeEmbeddingBag": "needs a file of vectors: tests/plugins/test_edge.py",
+    "NodeEmbeddingBag": "needs a file of vectors: tests/plugins/test_edge_nodes.py",
 }
 STRATEGIES = ("auto", "hybrid", "shadow_ma", "shadow_bmuf", "fr_ma", "local_sgd", "diloco")
 """Those that run on one rank; tests/plugins/test_shadowsync_ranks.py has the others, and several ranks."""

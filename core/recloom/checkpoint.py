@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import random
 import zipfile
 from pathlib import Path
@@ -32,8 +33,7 @@ def read(path: str | Path, map_location: Any = "cpu", whole: bool = True) -> dic
         DataError: There is none, it is truncated or damaged, or it holds objects that only unpickling could build.
     """
     try:
-        if zipfile.is_zipfile(path):  # torch itself does not compare checksums
-            intact.check_zip(Path(path), "Use an earlier one.")
+        verify(path)
         found = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise DataError(
@@ -45,6 +45,23 @@ def read(path: str | Path, map_location: Any = "cpu", whole: bool = True) -> dic
         cause = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: not a checkpoint that can be read safely: {cause}", "Use an earlier one.") from error
     return sharded_checkpoint.complete(found, path) if whole else found
+
+
+def verify(path: str | Path) -> None:
+    """Compare a checkpoint with the checksums that it holds, which `torch.load` does not; once for each file.
+
+    Raises:
+        DataError: It is cut short or damaged.
+        FileNotFoundError: There is none.
+    """
+    if zipfile.is_zipfile(path):
+        facts = os.stat(path)
+        _verify(Path(path), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(64)
+def _verify(path: Path, size: int, changed: int) -> None:
+    intact.check_zip(path, "Use an earlier one.")
 
 
 def consolidate(source: str | Path, target: str | Path) -> None:

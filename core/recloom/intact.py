@@ -57,10 +57,8 @@ def check_zip(path: Path, hint: str) -> None:
             damaged = archive.testzip()
     except FileNotFoundError:
         raise
-    except (
-        Exception
-    ) as error:  # zipfile raises BadZipFile, struct.error, NotImplementedError, ... by which byte is wrong
-        raise DataError(f"{path}: it is cut short or damaged: {str(error).splitlines()[0]}", hint) from error
+    except Exception as error:  # zipfile, zlib and struct have errors of their own, by which byte is wrong
+        raise DataError(f"{path}: it is cut short or damaged: {type(error).__name__} {error}", hint) from error
     if damaged is not None:
         raise DataError(f"{path}: it is damaged: the checksum of its entry {damaged} is wrong", hint)
 

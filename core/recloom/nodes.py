@@ -2,6 +2,7 @@
 
 DIR/nodes.json       up to which time the vectors know what happened, and the tables: rows and widths
 DIR/TABLE.npy        float32, a row for each id
+DIR/files.json       their checksums (`recloom.intact`)
 
 Whoever writes them says what they know (`as_of`); a model that reads them is not fitted to rows from before that time,
 where the data module says when its first row is (`first_time`): what the vectors know of later events would leak.
@@ -9,6 +10,7 @@ where the data module says when its first row is (`first_time`): what the vector
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recloom import intact
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import DataError, RecloomError, unknown
 
@@ -41,7 +44,7 @@ class NodeVectors:
     info: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: Path | str) -> None:
-        """Write the folder, nodes.json last; what is there is replaced."""
+        """Write the folder, its checksums last; what is there is replaced."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, vectors in self.tables.items():
@@ -54,6 +57,7 @@ class NodeVectors:
         aside = directory / f"{FACTS}.part"
         aside.write_text(json.dumps({**facts, "tables": sizes}, indent=1) + "\n", encoding="utf-8")
         aside.replace(directory / FACTS)
+        intact.seal(directory)
 
     @classmethod
     def load(cls, directory: Path | str) -> NodeVectors:
@@ -63,12 +67,13 @@ class NodeVectors:
             DataError: There is none, or a file is missing, damaged or of another size than nodes.json says.
         """
         path = Path(directory) / FACTS
+        if not path.exists():
+            hint = "Write them first, such as with EDGE's callback ExportNodes."
+            raise DataError(f"{path}: there are no node vectors here", hint)
+        intact.check(Path(directory), "Write the node vectors again.")
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             sizes, as_of = dict(facts["tables"]), int(facts["as_of"])
-        except FileNotFoundError:
-            hint = "Write them first, such as with EDGE's callback ExportNodes."
-            raise DataError(f"{path}: there are no node vectors here", hint) from None
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a description of node vectors: {error!r}", "Write them again.") from error
         tables = {name: _read(path.with_name(f"{name}.npy"), size) for name, size in sizes.items()}
@@ -128,6 +133,9 @@ class NodeEmbeddingBag(EmbeddingBagCollection):
             if not own:
                 self.own.table_weight(name).zero_()
         self._silent = set() if own else set(chosen)
+        ends = list(itertools.accumulate(len(table.feature_names) for table in self.tables))
+        spans = zip(self.tables, [0, *ends], ends, strict=False)
+        self._spans = {table.name: (first, last) for table, first, last in spans if table.name in chosen}
 
     def _add(self, table: EmbeddingBagConfig, values: Tensor, trainable: bool) -> None:
         if len(values) != table.num_embeddings:
@@ -150,22 +158,18 @@ class NodeEmbeddingBag(EmbeddingBagCollection):
     def forward(self, values: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Return the pooled rows, B x F x D; see the base class."""
         rows = list(self.own(values, offsets, weights).unbind(1))
-        samples, first = len(rows[0]), 0
-        for table in self.tables:
-            last = first + len(table.feature_names)
-            if table.name in self.vectors:
-                span = slice(first * samples, last * samples)
-                bounds = None
-                if offsets is not None:
-                    bounds = offsets[first * samples : last * samples + 1]
-                    span = slice(int(bounds[0]), int(bounds[-1]))
-                    bounds = bounds - bounds[0]
-                part = None if weights is None else weights[span]
-                added = self.projections[table.name](self.vectors[table.name](values[span], bounds, part))
-                for place in range(first, last):
-                    kept = 0 if table.name in self._silent else rows[place]
-                    rows[place] = added[:, place - first] + kept
-            first = last
+        samples = len(rows[0])
+        for name, (first, last) in self._spans.items():
+            span = slice(first * samples, last * samples)
+            bounds = None
+            if offsets is not None:
+                bounds = offsets[first * samples : last * samples + 1]
+                span = slice(int(bounds[0]), int(bounds[-1]))
+                bounds = bounds - bounds[0]
+            part = None if weights is None else weights[span]
+            added = self.projections[name](self.vectors[name](values[span], bounds, part))
+            for place in range(first, last):
+                rows[place] = added[:, place - first] + (0 if name in self._silent else rows[place])
         return torch.stack(rows, dim=1)
 
     def lookup(self, feature: str, ids: Tensor) -> Tensor:

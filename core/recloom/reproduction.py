@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from recloom import machine
+from recloom.catalog import Entry
 from recloom.document import Report, write_text
-from recloom.experiment import CLAIM_HEADER, Experiment, claim_table
+from recloom.errors import ComponentImportError
+from recloom.experiment import CLAIM_HEADER, Budget, Experiment, claim_table
 from recloom.plugins import catalog
 
 STARTED = "started.json"
@@ -27,13 +29,13 @@ class Job:
 
     Args:
         name: Its registered name.
-        experiment: The experiment.
+        experiment: The experiment; None where it cannot be imported.
         out: Its folder.
         command: What runs it.
     """
 
     name: str
-    experiment: Experiment
+    experiment: Experiment | None
     out: Path
     command: list[str]
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -42,6 +44,11 @@ class Job:
     failure: str = field(default="", init=False)
     before: bool = field(default=False, init=False)
     done: bool = field(default=False, init=False)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing may run beside it."""
+        return self.experiment is not None and self.experiment.processors > 1
 
     @property
     def log(self) -> Path:
@@ -68,7 +75,7 @@ class Job:
 
 
 def reproduce_all(
-    out: Path, budget: str, seeds: str, jobs: int, watch: Callable[[Sequence[Job]], None], period: float = 0.5
+    out: Path, budget: Budget, seeds: str, jobs: int, watch: Callable[[Sequence[Job]], None], period: float = 0.5
 ) -> list[Job]:
     """Run every registered experiment, and write `out`/report.html; return what became of them.
 
@@ -83,7 +90,7 @@ def reproduce_all(
         watch: Called every `period` seconds, and at the end, with the jobs.
         period: Seconds.
     """
-    found = [_job(entry.name, entry.load()(), out, budget, seeds) for entry in catalog().experiments]
+    found = [_job(entry, out, budget, seeds) for entry in catalog().experiments]
     asked = {"budget": budget, "seeds": seeds}
     marker = out / STARTED
     goes_on = marker.exists() and json.loads(marker.read_text()) == asked
@@ -92,10 +99,10 @@ def reproduce_all(
     waiting: list[Job] = []
     for job in found:
         job.before = job.done = goes_on and (job.out / "claims.json").exists()
-        if not job.before:
+        if not job.before and not job.failure:
             waiting.append(job)
     # those that need more than one processor come last, when nothing runs beside them
-    waiting.sort(key=lambda job: (job.experiment.processors > 1, job.name))
+    waiting.sort(key=lambda job: (job.alone, job.name))
     _run(found, waiting, jobs, watch, period)
     write_page(found, out, budget, seeds)
     if not any(job.failure for job in found):
@@ -103,10 +110,16 @@ def reproduce_all(
     return found
 
 
-def _job(name: str, experiment: Experiment, out: Path, budget: str, seeds: str) -> Job:
-    folder = out / name
+def _job(entry: Entry, out: Path, budget: str, seeds: str) -> Job:
+    folder = out / entry.name
     options = ["--budget", budget, "--seeds", seeds, "--out", str(folder)]
-    return Job(name, experiment, folder, [sys.executable, "-m", "recloom.cli.main", "reproduce", name, *options])
+    command = [sys.executable, "-m", "recloom.cli.main", "reproduce", entry.name, *options]
+    try:
+        return Job(entry.name, entry.load()(), folder, command)
+    except ComponentImportError as error:
+        job = Job(entry.name, None, folder, command)
+        job.failure = error.message
+        return job
 
 
 def _run(
@@ -120,7 +133,7 @@ def _run(
                 job = waiting.pop(0)
                 job.out.mkdir(parents=True, exist_ok=True)
                 logs[job.name] = job.log.open("wb")
-                alone = job.experiment.processors > 1 or jobs == 1
+                alone = job.alone or jobs == 1
                 environment = os.environ if alone else {**os.environ, "OMP_NUM_THREADS": "1"}
                 job.started = time.monotonic()
                 job.process = subprocess.Popen(
@@ -149,9 +162,9 @@ def _run(
 
 
 def _fits(job: Job, running: Sequence[Job], jobs: int) -> bool:
-    if any(other.experiment.processors > 1 for other in running):
+    if any(other.alone for other in running):
         return False
-    return not running if job.experiment.processors > 1 else len(running) < jobs
+    return not running if job.alone else len(running) < jobs
 
 
 def _last_line(log: Path) -> str:
@@ -164,7 +177,7 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
-def write_page(found: Sequence[Job], out: Path, budget: str, seeds: str) -> None:
+def write_page(found: Sequence[Job], out: Path, budget: Budget, seeds: str) -> None:
     """Write `out`/report.html: every paper, every claim, the published figure, ours, held or not, with the plots."""
     report = Report("Every paper, every claim", f"Budget {budget}, seeds {seeds}; {machine.line()}")
     rows = []
@@ -173,15 +186,17 @@ def write_page(found: Sequence[Job], out: Path, budget: str, seeds: str) -> None
         held = sum(row["holds"] for row in judged)
         minutes = max((row["seconds"] for row in judged), default=0.0) / 60
         state = job.failure or f"{held} of {len(judged)}"
-        rows.append((job.name, job.experiment.paper, state, f"{minutes:.1f}"))
+        paper = job.experiment.paper if job.experiment else ""
+        rows.append((job.name, paper, state, f"{minutes:.1f}"))
     report.table(("experiment", "paper", "claims that hold", "minutes"), rows)
     for job in found:
         report.section(job.name)
-        report.text(job.experiment.paper)
-        report.text(job.experiment.summary)
-        report.text(job.experiment.scope[budget])  # type: ignore[index]
+        for text in (
+            (job.experiment.paper, job.experiment.summary, job.experiment.scope[budget]) if job.experiment else ()
+        ):
+            report.text(text)
         if job.failure:
-            report.text(f"It failed: {job.failure} (see `{job.log}`).")
+            report.text(f"It failed: {job.failure}" + (f" (see `{job.log}`)." if job.log.exists() else "."))
         report.table(CLAIM_HEADER, claim_table(job.rows))
         for path in sorted((job.out / "figures").glob("*.svg")) if job.rows else ():
             report.plot(f"{job.name}-{path.stem}", path.read_text(encoding="utf-8"), f"{job.name}: {path.stem}")

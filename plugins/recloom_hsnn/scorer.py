@@ -142,38 +142,34 @@ def spans(start: int, count: int, width: int) -> list[tuple[int, int]]:
     return [(start + place * width, start + (place + 1) * width) for place in range(count)]
 
 
-class ScoreMany(nn.Module):
-    """The scorer that indexes use: U x du users and U x L x di items to U x L.
+class _ForIndexes(nn.Module):
+    """What indexes call: U x du users and U x L x di items.
 
     Args:
         scorer: A MoNN's pair scorer.
         task_weights: T weights of the tasks' logits in the score.
     """
 
+    task_weights: Tensor
+
     def __init__(self, scorer: PairScorer, task_weights: Tensor) -> None:
         super().__init__()
         self.scorer = scorer
         self.register_buffer("task_weights", task_weights)
+
+
+class ScoreMany(_ForIndexes):
+    """The scorer that indexes use."""
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """Return U x L scores."""
         found = self.scorer.many(users, items)
-        return found[..., 0] if found.shape[2] == 1 else found @ self.get_buffer("task_weights")
+        return found[..., 0] if found.shape[2] == 1 else found @ self.task_weights
 
 
-class SlopeMany(nn.Module):
-    """How the score of items changes near given ones, for indexes: U x du and U x L x di to U x L x (1 + di).
-
-    Args:
-        scorer: A MoNN's pair scorer, whose `sloped` is True.
-        task_weights: T weights of the tasks' logits in the score.
-    """
-
-    def __init__(self, scorer: PairScorer, task_weights: Tensor) -> None:
-        super().__init__()
-        self.scorer = scorer
-        self.register_buffer("task_weights", task_weights)
+class SlopeMany(_ForIndexes):
+    """How the score of items changes near given ones; the scorer is `sloped`."""
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """Return the scores, and behind them their gradients."""
-        return self.scorer.slopes(users, items, self.get_buffer("task_weights"))
+        """Return U x L x (1 + di): the scores, and behind them their gradients."""
+        return self.scorer.slopes(users, items, self.task_weights)

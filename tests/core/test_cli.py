@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from recloom.testing import run_cli
 
 TINY = [
     "--data.num_train=40000",
@@ -89,6 +92,17 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     different = [row["step"] for row, other in zip(rows, expected, strict=True) if row != other]
     assert len(different) <= (1 if how == signal.SIGINT else 0)
     assert not any(row["val_ne"] for row in rows if row["step"] in different)
+
+
+def test_a_damaged_checkpoint_is_refused_before_training_goes_on(root: Path, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    last = run / "checkpoints/last.ckpt"
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # in the middle of the weights
+    last.write_bytes(damaged)
+    done = run_cli([*command(root, f"--run_dir={run}", "--trainer.max_epochs=3", "--ckpt_path=last")[5:]])
+    assert done.code == 2
+    assert "last.ckpt: it is damaged" in done.err
 
 
 def test_runs_get_folders_of_their_own(root: Path, tmp_path: Path) -> None:

@@ -62,6 +62,22 @@ def test_registered_components_work(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_lightnings_own_parts_work_and_its_senders_do_not() -> None:
+    program = (
+        "from recloom.cli import trust; trust.enforce()\n"
+        "from jsonargparse._util import import_object\n"
+        "for name in ('callbacks.EarlyStopping', 'loggers.TensorBoardLogger', 'loggers.CSVLogger',\n"
+        "             'strategies.DDPStrategy', 'profilers.PyTorchProfiler', 'loggers.WandbLogger'):\n"
+        "    try:\n"
+        "        import_object('lightning.pytorch.' + name)\n"
+        "    except ImportError:\n"
+        "        print(name)"
+    )
+    environment = {**os.environ, trust.VARIABLE: "registered"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "loggers.WandbLogger\n"), done.stderr
+
+
 def test_a_level_that_there_is_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(trust.VARIABLE, "")  # put back afterwards
     done = run_cli(["cost", "--trust", "none"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from recloom import intact
 from recloom.data.streams.clicks import StreamClicks
 from recloom.data.streams.module import EventStreams
 from recloom.data.streams.powerlaw import PowerLawStream
@@ -44,8 +45,8 @@ def test_both_mixes_end_to_end(stream: Path) -> None:
         assert result.code == 0, result.err
         assert "validation NE" in result.out
     # the same vectors, as if they knew one second more than the first training row
-    facts["as_of"] = StreamClicks("build/wiki").first_time + 1
-    Path("build/nodes/nodes.json").write_text(json.dumps(facts))
+    vectors = NodeVectors.load("build/nodes")
+    NodeVectors(vectors.tables, StreamClicks("build/wiki").first_time + 1).save("build/nodes")
     result = run_cli([*common, "--run_dir=again"])
     assert result.code == 2
     assert "tell the future" in result.err
@@ -115,9 +116,15 @@ def test_what_is_wrong_with_vectors_is_said(tmp_path: Path) -> None:
         NodeEmbeddingBag(TABLES, str(tmp_path), {"user": "sauce"})
     with pytest.raises(RecloomError, match="none of the tables user, item"):
         NodeEmbeddingBag(TABLES, str(tmp_path), {"usr": "source"})
-    (tmp_path / "source.npy").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"source\.npy: cannot be read"):
+    whole = (tmp_path / "source.npy").read_bytes()
+    (tmp_path / "source.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"source\.npy: it is damaged"):
         NodeVectors.load(tmp_path)
+    (tmp_path / "source.npy").write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"source\.npy: it is missing or cut short"):
+        NodeVectors.load(tmp_path)
+    (tmp_path / "source.npy").write_bytes(whole)
     (tmp_path / "nodes.json").write_text("{}")
+    intact.seal(tmp_path)  # written by another program
     with pytest.raises(DataError, match=r"nodes\.json: not a description"):
         NodeVectors.load(tmp_path)

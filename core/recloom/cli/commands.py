@@ -83,7 +83,7 @@ def _reproduce_all(options: argparse.Namespace) -> int:
     print(f"{sum(row['holds'] for row in rows)} of {len(rows)} claims hold, of {len(found)} papers")
     for job in found:
         if job.failure:
-            print(f"{job.name} failed: {job.failure}\n  See {job.log}.")
+            print(f"{job.name} failed: {job.failure}" + (f"\n  See {job.log}." if job.log.exists() else ""))
     print(f"report: {out / 'report.html'}\nclaims: {out / 'claims.json'}")
     return int(any(job.failure for job in found) or (options.strict and not all(row["holds"] for row in rows)))
 

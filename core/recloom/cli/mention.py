@@ -14,17 +14,8 @@ from recloom.errors import ComponentImportError, RecloomError, unknown
 from recloom.plugins import catalog
 
 _CLASS_KINDS = (
-    *(
-        "models",
-        "datamodules",
-        "embeddings",
-        "interactions",
-        "sequence_encoders",
-        "kernels",
-        "sync_algorithms",
-        "callbacks",
-    ),
-    *("search_spaces", "supernets", "search_methods", "evaluators", "cost_models"),
+    *("models", "datamodules", "embeddings", "interactions", "sequence_encoders", "kernels", "callbacks"),
+    *("sync_algorithms", "search_spaces", "supernets", "search_methods", "evaluators", "cost_models"),
 )
 
 PARTS = {

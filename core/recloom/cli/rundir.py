@@ -44,9 +44,8 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
     """Return the run's folder and the checkpoint.
 
     A new fit gets a folder of its own: `run_dir`, or runs/NAME of the config file, numbered if it is taken; `run_dir`
-    may hold a run that ended before its first checkpoint. With
-    `--ckpt_path last` or `best`, and for other commands, it is the newest run of that name; with a checkpoint file
-    it is the run that the file lies in.
+    may hold a run that ended before its first checkpoint. With `--ckpt_path last` or `best`, and for other commands, it
+    is the newest run of that name; with a checkpoint file it is the run that the file lies in.
     """
     if ckpt_path is not None and ckpt_path not in ("last", "best"):
         file = Path(ckpt_path)

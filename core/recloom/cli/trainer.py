@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from recloom import checkpoint
 from recloom.cli import mention, problems, quiet, rundir
 from recloom.cli.callbacks import CheckpointConfig, PredictionWriter, ProgressBar, RunReport, checkpoint_callbacks
 from recloom.cli.loggers import run_loggers
@@ -89,6 +91,8 @@ class RecloomCLI(LightningCLI):
         self.run_dir = choice.path
         config["run_dir"] = str(choice.path)
         config["weights_only"] = True
+        if choice.checkpoint is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            checkpoint.verify(choice.checkpoint)  # Lightning reads it, and compares no checksum
         config["ckpt_path"] = None if choice.checkpoint is None else str(choice.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

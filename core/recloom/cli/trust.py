@@ -15,13 +15,10 @@ from recloom.errors import RecloomError
 
 VARIABLE = "RECLOOM_TRUST"
 LEVELS = ("all", "registered")
+# a class's own module counts, not only the package that offers it: CSVLogger is of loggers.csv_logs
 LIGHTNING = (
-    "callbacks",
-    "strategies",
-    "profilers",
-    "loggers.CSVLogger",
-    "loggers.TensorBoardLogger",
-    "loggers.csv_logs",
+    *("callbacks", "strategies", "profilers", "loggers.CSVLogger", "loggers.csv_logs"),
+    *("loggers.TensorBoardLogger", "loggers.tensorboard"),
 )
 
 
