@@ -6,7 +6,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -40,23 +40,28 @@ class Trained:
     """What came of a training.
 
     Args:
-        metrics: "ne", "auc", "logloss", "calibration", ... of the test rows, and "val_ne" of the best validation.
+        metrics: "ne", "auc", "logloss", "calibration", ... of the test rows, and "val_ne" (or what else was watched) of
+            the best validation.
         seconds: Time of the training, validations included.
+        cpu_seconds: Processor time of it, of this process.
         parameters: Number of parameters.
     """
 
     metrics: dict[str, float]
     seconds: float
+    cpu_seconds: float
     parameters: int
 
 
 def train_and_test(
-    model: RankingModule,
-    data: BlockDataModule,
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
     *,
     epochs: int = 1,
     validations: int = 1,
     keep_best: bool = True,
+    monitor: str = "val_ne",
+    mode: Literal["min", "max"] = "min",
     **options: Any,
 ) -> Trained:
     """Train `model` on the CPU or the accelerator at hand, then test it.
@@ -66,14 +71,16 @@ def train_and_test(
         data: The data.
         epochs: Passes over the training rows.
         validations: Validations an epoch.
-        keep_best: Test the weights with the lowest validation NE; otherwise the last ones.
+        keep_best: Test the weights with the best validation metric; otherwise the last ones.
+        monitor: That metric.
+        mode: Whether it is best at its "min" or "max".
         options: Further arguments of Lightning's Trainer.
     """
     quiet.hush()
     every = max(1, len(data.train_dataloader()) // validations)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        best = ModelCheckpoint(folder, filename="best", monitor="val_ne", save_weights_only=True)
+        best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, save_weights_only=True)
         trainer = pl.Trainer(
             max_epochs=epochs,
             val_check_interval=every,
@@ -85,14 +92,14 @@ def train_and_test(
             num_sanity_val_steps=0,
             **options,
         )
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         trainer.fit(model, data)
-        seconds = time.perf_counter() - start
-        metrics = {"val_ne": float(best.best_model_score)} if best.best_model_score is not None else {}
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        metrics = {monitor: float(best.best_model_score)} if best.best_model_score is not None else {}
         path = best.best_model_path or None
         tested = trainer.test(model, data, ckpt_path=path, weights_only=True, verbose=False)[0]
     metrics |= {name.removeprefix("test_"): float(value) for name, value in tested.items()}
-    return Trained(metrics, seconds, sum(parameter.numel() for parameter in model.parameters()))
+    return Trained(metrics, seconds, cpu_seconds, sum(parameter.numel() for parameter in model.parameters()))
 
 
 @torch.no_grad()
