@@ -74,7 +74,7 @@ class PIMExperiment(Experiment):
 def _small() -> Any:
     from recloom_pim.setting import Setting
 
-    return Setting(3, (8, 16, 32, 64, 128), (4, 8, 16, 32), (200_000, 100_000, 150_000), 1000, 96)
+    return Setting(3, (16, 32, 64, 128, 256), (8, 16, 32), (200_000, 100_000, 150_000), 1000, 96)
 
 
 def _full() -> Any:
