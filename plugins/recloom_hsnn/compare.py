@@ -30,6 +30,7 @@ class Setting:
 
     Args:
         rows: Training impressions.
+        evaluated: Validation impressions, and as many of the test.
         epochs: Passes over them.
         items: Items of the world.
         queries: Users who search.
@@ -42,6 +43,7 @@ class Setting:
     """
 
     rows: int = 2_000_000
+    evaluated: int = 100_000
     epochs: int = 1
     items: int = 50_000
     queries: int = 200
@@ -79,7 +81,13 @@ class Searched:
 def world(setting: Setting, seed: int, features: Literal["aligned", "misaligned"] = "aligned") -> RetrievalClicks:
     """Return the data."""
     return RetrievalClicks(
-        num_train=setting.rows, num_items=setting.items, seed=seed, batch_size=2048, features=features
+        num_train=setting.rows,
+        num_val=setting.evaluated,
+        num_test=setting.evaluated,
+        num_items=setting.items,
+        seed=seed,
+        batch_size=2048,
+        features=features,
     )
 
 

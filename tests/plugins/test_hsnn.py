@@ -135,33 +135,36 @@ def test_search_is_the_papers_algorithm_2(levels: str) -> None:
             assert set(found.ids[0].tolist()) == set(best)
 
 
-@pytest.mark.parametrize("kind", ["HSNN", "Cascade"])
-def test_a_folder_serves_without_the_training_code(kind: str, tmp_path: Path) -> None:
+def test_folders_serve_without_the_training_code(tmp_path: Path) -> None:
+    """HSNN with three levels, and a cascade: what another process finds, with filters too, is what memory finds."""
     data = world(num_items=600)
     model, first = began(LEVELS["3"], data), TwoTower(data.schema, dim=6).eval()
-    users, items, folder = data.user_rows(5), data.item_rows(), tmp_path / "index"
-    two = first if kind == "Cascade" else None
-    options = {"share": 0.2} if kind == "HSNN" else {"candidates": 200}
-    made = build(folder, model, items, kind, options, two, users)
+    users, items = data.user_rows(5), data.item_rows()
     asked, codes = encode(model.user_encoder, users), encode(model.item_encoder, items)
-    parts = model.parts()
-    if kind == "Cascade":
-        parts = combine(first.parts(), parts)
-        asked = np.concatenate([encode(first.user_encoder, users), asked], axis=1)
-        codes = np.concatenate([encode(first.item_encoder, items), codes], axis=1)
-    memory = catalog().indexes.load(kind)(parts, **options)
-    memory.build(items.ids.numpy(), codes)
-    wanted = [memory.search(asked, 100).ids, memory.search(asked, 100, Filter(banned=np.arange(0, 600, 2))).ids]
-    assert np.array_equal(made.search(users, 100).ids, wanted[0])
+    sides = [encode(first.user_encoder, users), encode(first.item_encoder, items)]
+    both = [np.concatenate(pair, axis=1) for pair in zip(sides, (asked, codes), strict=True)]
+    wanted = []
+    for kind, parts, own, options in (
+        ("HSNN", model.parts(), (asked, codes), {"share": 0.2}),
+        ("Cascade", combine(first.parts(), model.parts()), both, {"candidates": 200}),
+    ):
+        made = build(tmp_path / kind, model, items, kind, options, first if kind == "Cascade" else None, users)
+        memory = catalog().indexes.load(kind)(parts, **options)
+        memory.build(items.ids.numpy(), own[1])
+        banned = Filter(banned=np.arange(0, 600, 2))
+        wanted += [memory.search(own[0], 100).ids, memory.search(own[0], 100, banned).ids]
+        assert np.array_equal(made.search(users, 100).ids, wanted[-2])
     script = f"""
 import sys, json, numpy as np
 from pathlib import Path
 from recloom.retrieval.index import Filter
 from recloom.retrieval.retriever import Retriever
-path = Path({str(folder)!r})
-found = Retriever.load(path)
-users = found.read_users(path / "example_users.parquet")
-ids = [found.search(users, 100).ids, found.search(users, 100, Filter(banned=np.arange(0, 600, 2))).ids]
+ids = []
+for kind in ("HSNN", "Cascade"):
+    path = Path({str(tmp_path)!r}) / kind
+    found = Retriever.load(path)
+    users = found.read_users(path / "example_users.parquet")
+    ids += [found.search(users, 100).ids, found.search(users, 100, Filter(banned=np.arange(0, 600, 2))).ids]
 modules = [name for name in ("lightning", "recloom_hsnn.model", "recloom_hsnn.scorer") if name in sys.modules]
 print(json.dumps([modules, [each.tolist() for each in ids]]))
 """

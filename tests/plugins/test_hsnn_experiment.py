@@ -13,7 +13,8 @@ from recloom_hsnn.compare import Setting
 
 
 def test_it_measures_and_judges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tiny = Setting(rows=8192, items=1200, queries=6, sizes=(4, 16), large=2000, large_sizes=(4, 32), large_queries=3)
+    sizes = {"items": 1200, "sizes": (4, 16), "large": 2000, "large_sizes": (4, 32)}
+    tiny = Setting(rows=8192, evaluated=2000, queries=6, large_queries=3, **sizes)
     monkeypatch.setitem(experiments.SETTINGS, "small", tiny)
     done = run_cli(["reproduce", "hsnn", "--out", str(tmp_path), "--seeds", "0"])
     assert done.code == 0, done.err

@@ -141,7 +141,7 @@ def _stats(options: argparse.Namespace) -> int:
 def _loaded(path: Path) -> Retriever:
     from recloom.retrieval.retriever import Retriever
 
-    return Retriever.load(path)
+    return Retriever.load(path, lazy=True)
 
 
 def _filter(options: argparse.Namespace, users: Rows) -> Filter | None:

@@ -21,7 +21,7 @@ from recloom.model import RankingModule
 from recloom.plugins import catalog
 from recloom.retrieval import retriever, snapshot
 from recloom.retrieval.cascade import combine
-from recloom.retrieval.index import Parts
+from recloom.retrieval.index import Parts, Scorer
 from recloom.retrieval.module import RetrievalModule, side_schema
 from recloom.retrieval.retriever import MANIFEST, TABLES, Program, Retriever
 from recloom.retrieval.rows import Rows
@@ -69,7 +69,7 @@ def build(
     users: Rows | None = None,
     source: dict[str, str] | None = None,
 ) -> Retriever:
-    """Write an index's folder, all of it aside first and then renamed; return it loaded.
+    """Write an index's folder, all of it aside first and then renamed; return it as it was written.
 
     Args:
         folder: The folder, which must not exist.
@@ -91,7 +91,7 @@ def build(
     if first is not None:
         narrow = first.eval().parts()
         encoders = [SideBySide.of(first.user_encoder, encoders[0]), SideBySide.of(first.item_encoder, encoders[1])]
-        parts = dataclasses.replace(combine(narrow, parts), scorers=parts.scorers)
+        parts = dataclasses.replace(combine(narrow, parts), scorers={"score": parts.scorers["score"]})
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -99,17 +99,18 @@ def build(
         for name, encoder in zip(("user", "item"), encoders, strict=True):
             export_model(encoder, aside / f"{name}.pt2", logits=True, source=source, tolerance=TOLERANCE)
         wide = 0 if first is None else len(first.user_encoder.schema.labels)
+        scorers: dict[str, Scorer] = {}
         for name, scorer in parts.scorers.items():
             assert isinstance(scorer, nn.Module)
             item_dim = parts.item_dim - int(parts.facts.get("first_dim", 0))
-            export_scorer(scorer.eval(), aside / f"{name}.pt2", parts.user_dim - wide, item_dim)
+            scorers[name] = export_scorer(scorer.eval(), aside / f"{name}.pt2", parts.user_dim - wide, item_dim)
         tables: dict[str, Any] = dict(parts.tables)
         np.savez(aside / TABLES, **tables)
         manifest = _manifest(parts, kind, options, wide, source)
         write_text(aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         intact.seal(aside)
-        made = retriever.make_index(aside, manifest)
-        made.build(items.ids.numpy(), Program.load(aside / "item.pt2").codes(items))
+        made, item = retriever.make_index(aside, manifest, scorers), Program.load(aside / "item.pt2")
+        made.build(items.ids.numpy(), item.codes(items))
         snapshot.write(aside, made.save)
         items.slice(0, min(EXAMPLES, len(items))).save(aside / "example_items.parquet")
         if users is not None:
@@ -117,7 +118,7 @@ def build(
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Retriever.load(folder)
+    return Retriever(folder, manifest, Program.load(folder / "user.pt2", lazy=True), item, made)
 
 
 def _manifest(
@@ -139,8 +140,10 @@ def _manifest(
     }
 
 
-def export_scorer(scorer: nn.Module, path: Path, user_dim: int, item_dim: int) -> None:
-    """Write a scorer (U x du users, U x L x di items, to U x L) as a torch.export program, checked against itself.
+def export_scorer(scorer: nn.Module, path: Path, user_dim: int, item_dim: int) -> Scorer:
+    """Write a scorer (U x du users, U x L x di items, to U x L) as a torch.export program; return it read back.
+
+    What is read back is compared with the scorer.
 
     Raises:
         RecloomError: It cannot be exported, or the file's scores differ.
@@ -162,3 +165,4 @@ def export_scorer(scorer: nn.Module, path: Path, user_dim: int, item_dim: int) -
             wanted, got = scorer(asked, found), run(asked, found)
         if not torch.allclose(wanted, got, atol=TOLERANCE, rtol=TOLERANCE):
             raise RecloomError(f"{path}: the exported scorer differs from the model's", "Please report it.")
+    return run

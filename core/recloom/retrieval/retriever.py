@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +23,29 @@ from recloom.errors import DataError, unknown
 from recloom.features import FeatureSchema
 from recloom.plugins import catalog
 from recloom.retrieval import snapshot
-from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex
+from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex, Scorer
 from recloom.retrieval.rows import Rows
 
 MANIFEST, TABLES = "manifest.json", "tables.npz"
 BLOCK = 4096
+
+
+class Deferred:
+    """An exported program that is read when it is first run: to change an index takes few of them.
+
+    Args:
+        path: Its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._run: Callable[..., Tensor] | None = None
+
+    def __call__(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Return what the program returns."""
+        if self._run is None:
+            self._run = load_program(self.path)
+        return self._run(*inputs, **named)
 
 
 @dataclass
@@ -43,9 +61,10 @@ class Program:
     description: dict[str, Any]
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read an exported program and its description."""
-        return cls(load_program(path), json.loads(path.with_name(path.name + ".json").read_text()))
+    def load(cls, path: Path, lazy: bool = False) -> Self:
+        """Read an exported program, if `lazy` when it is first run, and its description."""
+        run = Deferred(path) if lazy else load_program(path)
+        return cls(run, json.loads(path.with_name(path.name + ".json").read_text()))
 
     def codes(self, rows: Rows) -> Floats:
         """Return N x (width of the code)."""
@@ -76,16 +95,25 @@ class Retriever:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read the newest snapshot; DataError names the file that is missing or damaged."""
+    def load(cls, folder: Path, lazy: bool = False) -> Self:
+        """Read the newest snapshot.
+
+        Args:
+            folder: Where it was built.
+            lazy: Whether programs are read when they are first run, not now.
+
+        Raises:
+            DataError: Names the file that is missing or damaged.
+        """
         path = folder / MANIFEST
         if not path.exists():
             raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...")
         intact.check(folder, snapshot.AGAIN)
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        index = make_index(folder, manifest)
+        read: Callable[[Path], Scorer] = Deferred if lazy else load_program
+        index = make_index(folder, manifest, {name: read(folder / f"{name}.pt2") for name in manifest["scorers"]})
         index.load(snapshot.current(folder))
-        user, item = (Program.load(folder / f"{side}.pt2") for side in ("user", "item"))
+        user, item = (Program.load(folder / f"{side}.pt2", lazy) for side in ("user", "item"))
         return cls(folder, manifest, user, item, index)
 
     def read_users(self, path: Path) -> Rows:
@@ -113,9 +141,14 @@ class Retriever:
         return snapshot.write(self.folder, self.index.save)
 
 
-def make_index(folder: Path, manifest: dict[str, Any]) -> RetrievalIndex:
-    """Return the empty index that a manifest describes, with the programs in `folder` as its scorers."""
-    scorers = {name: load_program(folder / f"{name}.pt2") for name in manifest["scorers"]}
+def make_index(folder: Path, manifest: dict[str, Any], scorers: Mapping[str, Scorer]) -> RetrievalIndex:
+    """Return the empty index that a manifest describes.
+
+    Args:
+        folder: Where the manifest and the tables lie.
+        manifest: What it says.
+        scorers: The exported scorers by name.
+    """
     with np.load(folder / TABLES, allow_pickle=False) as found:
         tables = dict(found)
     facts = manifest["facts"]
