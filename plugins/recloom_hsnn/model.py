@@ -41,7 +41,8 @@ class HSNN(MoNN):
         levels: Sizes of the nodes' MoNNs, the coarsest level first, with user towers of their own; unset: nodes are
             scored by a copy of the items' over arch, on the same user tower.
         nodes: How many nodes there are, and how they are learned.
-        fidelity: "safe": as `nodes` says. "v3": as in the paper: see `as_published`.
+        fidelity: "safe": as `nodes` says. "v3": as in the paper: learned jointly from the first step, one
+            reconstruction term, whole gradients, no revival, `ensemble_items`.
         ensemble_items: Whether an item's logit is a learned combination of its own and its leaf's (the paper's ensemble
             layer, which levels of nodes always have among them).
         user_tower: Makes the user tower: any RankingModule; unset: an MLP beside an attentional factorisation machine.
@@ -79,9 +80,9 @@ class HSNN(MoNN):
         self.vector_dim = self.item_dim
         self.index = HierarchicalIndex(self._settings, self.vector_dim)
         self.level_scorers = nn.ModuleList(self._level_scorers(count))
-        self.ensemble_items = ensemble_items
+        self.ensemble_items = ensemble_items or fidelity == "v3"
         kinds = torch.tensor([[1.0, 0.0, 0.0]] * (count + 1))
-        self.ensemble = nn.Parameter(kinds, requires_grad=count > 1 or ensemble_items)
+        self.ensemble = nn.Parameter(kinds, requires_grad=count > 1 or self.ensemble_items)
         self.register_buffer("recent", torch.zeros(RECENT, self.vector_dim))
         self.register_buffer("recent_rows", torch.tensor(0))
         for level, size in enumerate(self._settings.sizes):
@@ -186,6 +187,10 @@ class HSNN(MoNN):
         """Return the inverse temperature after `progress` (0 to 1) of the training."""
         return self._settings.max_alpha * max(progress, 1e-3) ** self._settings.exponent
 
+    def index_weight(self, progress: float) -> float:
+        """Return the weight of the nodes' losses: up linearly from .01 where nodes begin to 1."""
+        return min(1.0, (progress - self._settings.start) / max(self._settings.warmup, 1e-9) + 1e-2)
+
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -199,7 +204,7 @@ class HSNN(MoNN):
         if progress >= self._settings.start:
             if not self.index.ready:
                 self._begin()
-            weight = min(1.0, (progress - self._settings.start) / max(self._settings.warmup, 1e-9) + 1e-2)
+            weight = self.index_weight(progress)
             parts, assigned = node_losses(self, users, items, batch, progress)
             self._unobserved = (items.detach(), assigned)
             self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, on_epoch=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,8 +60,7 @@ class NodesConfig:
 def as_published(nodes: NodesConfig) -> NodesConfig:
     """Return the nodes' settings as the paper has them: one reconstruction term, whole gradients, from the first step.
 
-    The paper gives no numbers for the temperature, the warm-up and the weights: those of `nodes` stay.
+    Nodes that are not used stay where they are. The paper gives no numbers for the temperature, the warm-up and the
+    weights: those of `nodes` stay, and so does its distillation term.
     """
-    nodes.start, nodes.grad_scale, nodes.commitment, nodes.revive, nodes.distill = 0.0, 1.0, None, 0.0, 0.0
-    nodes.source = "lti"
-    return nodes
+    return dataclasses.replace(nodes, start=0.0, grad_scale=1.0, commitment=None, revive=0.0)

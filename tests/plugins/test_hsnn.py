@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hsnn_worlds import began, trained, world
 
 from recloom import checkpoint
-from recloom.cli import quiet
-from recloom.data.retrieval import RetrievalClicks
 from recloom.plugins import catalog
 from recloom.retrieval.build import build
 from recloom.retrieval.cascade import combine
@@ -25,30 +22,14 @@ from recloom.retrieval.index import Filter
 from recloom.retrieval.module import encode
 from recloom.retrieval.rows import Rows
 from recloom.testing import check_plugin, run_cli
-from recloom_hsnn.callbacks import CollapseMonitor, IndexRefresh
 from recloom_hsnn.model import HSNN
 from recloom_hsnn.monn import MoNN
-from recloom_hsnn.nodes import HierarchicalIndex
 from recloom_hsnn.retrieval import HSNNIndex
 from recloom_hsnn.scorer import MoNNConfig
 from recloom_hsnn.settings import NodesConfig
 from recloom_hsnn.two_tower import TwoTower
 
 ITEMS = ["item", "tags"]
-
-
-def world(**options) -> RetrievalClicks:
-    sizes = {"num_train": 8192, "num_val": 1024, "num_items": 1500, "num_users": 200, "groups": 4, "topics": 4}
-    return RetrievalClicks(**{**sizes, "width": 8, "batch_size": 512, **options})
-
-
-def trained(model: pl.LightningModule, data: RetrievalClicks, *callbacks, **options) -> pl.Trainer:
-    quiet.hush()
-    quiet_ = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    options = {"max_epochs": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0, **options}
-    trainer = pl.Trainer(callbacks=list(callbacks), **quiet_, **options)
-    trainer.fit(model, data)
-    return trainer
 
 
 def test_plugin() -> None:
@@ -72,20 +53,6 @@ def test_many_items_of_a_user_score_as_single_rows(size: str, interaction: bool)
         many = model.scorers()["score"](users, items)
         rows = model.rows(users.repeat_interleave(5, 0), items.flatten(0, 1)).view(3, 5)
     torch.testing.assert_close(many, rows, atol=1e-5, rtol=1e-4)
-
-
-def began(config: NodesConfig, data: RetrievalClicks, **options) -> HSNN:
-    """A model with random weights whose nodes have begun."""
-    torch.manual_seed(1)
-    model = HSNN(data.schema, nodes=config, **options).eval()
-    model._remember(torch.from_numpy(encode(model.item_encoder, data.item_rows())))
-    model._begin()
-    with torch.no_grad():
-        model.ensemble += 0.3 * torch.rand_like(model.ensemble)
-        for scorer in model.level_scorers:
-            for parameter in scorer.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
-    return model
 
 
 LEVELS = {
@@ -220,122 +187,6 @@ def test_items_of_the_best_leaves_are_scored_in_the_order_of_their_leafs_tangent
         with torch.no_grad():
             wanted = first[score(user[None], torch.from_numpy(codes)[first][None])[0].topk(10).indices]
         assert found.ids[row].tolist() == wanted.tolist()
-
-
-def test_soft_assignment_and_residual_levels_are_algorithm_1() -> None:
-    torch.manual_seed(3)
-    index = HierarchicalIndex(NodesConfig(sizes=[3, 4], layout="residual"), 5)
-    vectors = torch.randn(6, 5)
-    assigned = index.assign(vectors, alpha=2.0)
-    for row in range(6):
-        rest, total, hard = vectors[row], torch.zeros(5), torch.zeros(5)
-        for level, words in enumerate(index.levels):
-            distances = torch.stack([torch.linalg.norm(rest - word) for word in words])
-            weights = torch.exp(-2.0 * distances) / torch.exp(-2.0 * distances).sum()
-            mean = sum(w * word for w, word in zip(weights, words, strict=True))
-            hard = hard + words[distances.argmin()]
-            total, rest = total + mean, rest - mean
-            torch.testing.assert_close(assigned[level].soft[row], total)
-            torch.testing.assert_close(assigned[level].hard[row], hard)
-            torch.testing.assert_close(assigned[level].weights[row], weights)
-    # balance: K times the sum of squared mean assignments over the stacked batches, both levels
-    past = [one.weights.mean(0) for one in assigned]
-    index.losses(vectors, assigned)
-    other = index.assign(torch.randn(6, 5), alpha=2.0)
-    found = index.losses(vectors, other).parts["balance"]
-    means = [(old + one.weights.mean(0)) / 2 for old, one in zip(past, other, strict=True)]
-    torch.testing.assert_close(found, 0.05 * sum(len(mean) * (mean**2).sum() for mean in means))
-
-
-def test_joint_training_uses_its_nodes_and_a_run_made_to_collapse_is_stopped() -> None:
-    data = world(num_train=40_960)
-    pl.seed_everything(0, verbose=False)
-    model = HSNN(data.schema, nodes=NodesConfig(sizes=[4, 16], start=0.4, decay=0.9))
-    monitor = CollapseMonitor(every_n_steps=20)
-    trainer = trained(model, data, monitor)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert monitor.alarms == []
-    assert metrics["val_node2_used"] > 0.95
-    assert metrics["val_node2_perplexity"] > 0.7
-    assert metrics["val_node2_ne"] < 0.99
-    pl.seed_everything(0, verbose=False)
-    broken = NodesConfig(sizes=[64], balance=0.0, revive=0.0, commitment=None, grad_scale=1.0, start=0.1, max_alpha=5.0)
-    model = HSNN(data.schema, nodes=broken)
-    model.index.begin = lambda vectors, seed=0: None  # random nodes instead of k-means
-    monitor = CollapseMonitor(every_n_steps=10, action="stop")
-    trainer = trained(model, data, monitor)
-    assert "nodes collapse" in monitor.alarms[0]
-    assert trainer.global_step < 80
-
-
-def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None:
-    data = world(num_train=4096)
-    config = NodesConfig(sizes=[4, 16], start=0.3)
-    runs = []
-    for stop in (None, 2, 5):  # before the nodes begin, and after
-        pl.seed_everything(3, verbose=False)
-        model = HSNN(data.schema, nodes=dataclasses.replace(config))
-        if stop is None:
-            trained(model, data, max_steps=8, max_epochs=-1)
-        else:
-            first = trained(model, data, _Stop(stop, tmp_path / "half.ckpt"), max_steps=8, max_epochs=-1)
-            assert first.global_step == stop
-            model = HSNN(data.schema, nodes=dataclasses.replace(config))
-            trainer = pl.Trainer(
-                max_steps=8, max_epochs=-1, logger=False, enable_checkpointing=False, accelerator="cpu"
-            )
-            trainer.fit(model, world(num_train=4096), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-        runs.append({name: value.clone() for name, value in model.state_dict().items() if "evaluation" not in name})
-    for other in runs[1:]:
-        for name, value in runs[0].items():
-            torch.testing.assert_close(other[name], value, msg=name)
-
-
-class _Stop(pl.Callback):
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-
-def test_nodes_given_by_features_and_moving_averages(tmp_path: Path) -> None:
-    data = world()
-    natural = NodesConfig(sizes=[30], source="natural", features=["item_attribute"], start=0.0)
-    model = HSNN(data.schema, nodes=natural)
-    trained(model, data)
-    index = HSNNIndex(model.eval().parts())
-    items = data.item_rows()
-    index.build(items.ids.numpy(), encode(model.item_encoder, items))
-    attribute = items.batch.sparse_features["item_attribute"][0].numpy()
-    assert np.array_equal(index.lists.nodes_of(items.ids.numpy()), attribute)
-    moving = HSNN(data.schema, nodes=NodesConfig(sizes=[16], source="ema", start=0.2, decay=0.9))
-    refresh = IndexRefresh(every_n_steps=6, folder=str(tmp_path / "live"))
-    trained(moving, data, refresh)
-    assert refresh.index is not None
-    assert len(refresh.index) == 1500
-    assert 0 <= refresh.moved[-1] < 1
-    assert moving.index.config.source == "ema"
-    assert (tmp_path / "live" / "CURRENT").read_text().strip() == f"{len(refresh.moved) + 1:06d}"
-
-
-def test_several_tasks_have_one_score() -> None:
-    from recloom.features import FeatureSchema
-
-    data = world()
-    schema = dataclasses.replace(FeatureSchema.from_dict(data.schema), labels=("click", "buy"))
-    model = MoNN(schema.to_dict(), task_weights=[0.25, 0.75], loss_weights=[1.0, 2.0]).eval()
-    users = torch.from_numpy(encode(model.user_encoder, data.user_rows(2)))
-    items = torch.from_numpy(encode(model.item_encoder, data.item_rows().slice(0, 2)))
-    with torch.no_grad():
-        logits = model.rows(users, items)
-        scores = model.scorers()["score"](users, items[:, None])
-    torch.testing.assert_close(scores[:, 0], logits @ torch.tensor([0.25, 0.75]))
-    batch = dataclasses.replace(next(iter(data.val_dataloader())).rows(0, 2), labels=torch.tensor([[1.0, 0], [0, 0]]))
-    one = [torch.nn.functional.binary_cross_entropy_with_logits(logits[:, t], batch.labels[:, t]) for t in (0, 1)]
-    torch.testing.assert_close(model.loss(logits, batch), one[0] + 2 * one[1])
 
 
 def test_from_fit_to_search_on_the_command_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,10 @@ class RetrievalClicks(BlockDataModule):
         ids = torch.arange(first_id, first_id + len(items))
         return Rows(ids, _batch("item_attribute", items.dense, items.attribute), split_schema(self._schema)[1])
 
+    def item_counts(self) -> NDArray[np.int64]:
+        """Return how many training rows are of each of the world's items."""
+        return self.world.item_counts()
+
     def user_rows(self, limit: int = 0) -> Rows:
         """Return the users, or the first `limit`, as a search takes them; ids 0, 1, ..."""
         users = np.arange(min(limit or len(self.world.users), len(self.world.users)))

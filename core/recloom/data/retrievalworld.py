@@ -148,6 +148,14 @@ class RetrievalWorld(World):
             extras={"probability": torch.from_numpy(chance), "group": torch.from_numpy(users)},
         )
 
+    def item_counts(self) -> NDArray[np.int64]:
+        """Return how many training impressions are of each item: by the draws that `block` begins with."""
+        rows, found = self.config.rows[0], np.zeros(len(self.items), np.int64)
+        for index, start in enumerate(range(0, rows, BLOCK_ROWS)):
+            _, items = self._pairs(self._generator(4, 0, index), min(BLOCK_ROWS, rows - start))
+            found += np.bincount(items, minlength=len(found))
+        return found
+
     def _make_users(self) -> Population:
         config, draw = self.config, self._generator(2)
         shape = (config.num_users, config.interests)

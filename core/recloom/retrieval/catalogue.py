@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
 from recloom.data.module import BlockDataModule
 from recloom.errors import DataError, RecloomError
+from recloom.features import FeatureSchema
+from recloom.retrieval.index import Ids
 from recloom.retrieval.module import RetrievalModule
 from recloom.retrieval.rows import Rows, distinct_items
 
@@ -24,9 +27,8 @@ def items_of(data: LightningDataModule, module: RetrievalModule, item_id: str = 
     if hasattr(data, "item_rows"):
         return data.item_rows()
     schema = module.sides.schemas[1]
-    ones = [feature.name for feature in schema.sparse if feature.max_length == 1]
-    name = item_id or schema.item_id or (ones[0] if len(ones) == 1 else "")
-    if name not in ones:
+    name, ones = _id_feature(schema, item_id)
+    if not name:
         raise RecloomError(
             f"which of the item's features is its id? {', '.join(ones) or 'none has one id a row'}",
             "Say it: --item_id NAME. Or give the items: --items FILE.",
@@ -36,6 +38,33 @@ def items_of(data: LightningDataModule, module: RetrievalModule, item_id: str = 
         side = module.sides.batch(batch, 1)
         parts.append(distinct_items(Rows(side.sparse_features[name][0].long(), side, schema)))
     return distinct_items(Rows.concat(parts))
+
+
+def shown(data: LightningDataModule, module: RetrievalModule, ids: Ids) -> Ids | None:
+    """Return how many training rows are of each of `ids`; None where the data do not tell.
+
+    Args:
+        data: A data module with `item_counts`, or one of blocks of rows.
+        module: The model, which knows which features are the item's.
+        ids: N ids of items.
+    """
+    if hasattr(data, "item_counts"):
+        return data.item_counts()[ids]
+    name, _ = _id_feature(module.sides.schemas[1], "")
+    if not name or not isinstance(data, BlockDataModule):
+        return None
+    counts = np.zeros(int(ids.max(initial=-1)) + 1, np.int64)
+    for batch in _blocks(data, ("train",)):
+        rows = module.sides.batch(batch, 1).sparse_features[name][0].numpy()
+        counts += np.bincount(rows[rows < len(counts)], minlength=len(counts))
+    return counts[ids]
+
+
+def _id_feature(schema: FeatureSchema, item_id: str) -> tuple[str, list[str]]:
+    """Return the item's feature that is its id, "" if none is known to be, and those that may be."""
+    ones = [feature.name for feature in schema.sparse if feature.max_length == 1]
+    name = item_id or schema.item_id or (ones[0] if len(ones) == 1 else "")
+    return (name if name in ones else ""), ones
 
 
 def users_of(data: LightningDataModule, module: RetrievalModule, limit: int) -> Rows:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from recloom.errors import RecloomError
 from recloom.plugins import catalog
-from recloom.retrieval.catalogue import items_of, users_of
+from recloom.retrieval.catalogue import items_of, shown, users_of
 from recloom.retrieval.exhaustive import Exhaustive
 from recloom.retrieval.index import Floats, Ids, RetrievalIndex
 from recloom.retrieval.module import RetrievalModule, encode
@@ -77,23 +77,50 @@ def measure(
     )
 
 
+def segments(ids: Ids, shown: Ids, tail: float) -> dict[str, Ids]:
+    """Return the items that training rows never show (cold) and the least shown others (tail).
+
+    Args:
+        ids: N ids.
+        shown: How many training rows are of each.
+        tail: Share of the shown items that are the tail.
+    """
+    known = shown > 0
+    rare = ids[known][np.argsort(shown[known], kind="stable")]
+    return {"cold": ids[~known], "tail": rare[: int(tail * len(rare))]}
+
+
 class RetrievalEval(Callback):
     """Logs val_recall_SHARE after each validation: of the exhaustive scorer's best items, at fixed shares scored.
 
-    The items are those of the data; an index is built for each evaluation. Runs on rank 0. Before the model has nodes
-    nothing is logged.
+    Beside it val_recall_SHARE_cold, of those of these best items that no training row shows, and val_recall_SHARE_tail,
+    of those that are shown least, where the data tell and there are any. The items are those of the data; an index is
+    built for each evaluation. Runs on rank 0. Before the model has nodes nothing is logged.
 
     Args:
         shares: Evaluations of a user, nodes included, as shares of the number of items.
         k: Items that count for a user.
         users: Number of users.
         index: Name of an index that has the option `share`.
+        tail: Share of the items that training shows, the least shown ones, that are the tail.
     """
 
     def __init__(
-        self, shares: Sequence[float] = (0.035, 0.06), k: int = 100, users: int = 100, index: str = "HSNN"
+        self,
+        shares: Sequence[float] = (0.035, 0.06),
+        k: int = 100,
+        users: int = 100,
+        index: str = "HSNN",
+        tail: float = 0.5,
     ) -> None:
-        self.shares, self.k, self.users, self.index = list(shares), k, users, index
+        if not 0 <= tail <= 1:
+            raise RecloomError(f"RetrievalEval: tail is {tail}", "It is a share, 0 to 1.")
+        self.shares, self.k, self.users, self.index, self.tail = list(shares), k, users, index, tail
+        self._shown: Ids | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget what other data have shown."""
+        self._shown = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build, search, log."""
@@ -106,14 +133,19 @@ class RetrievalEval(Callback):
         items, users = items_of(data, pl_module), users_of(data, pl_module, self.users)
         ids, codes = items.ids.numpy(), encode(pl_module.item_encoder, items)
         asked = encode(pl_module.user_encoder, users)
+        if self._shown is None:
+            self._shown = shown(data, pl_module, ids)
+        apart = {} if self._shown is None else segments(ids, self._shown, self.tail)
         exact = Exhaustive(parts)
         exact.build(ids, codes)
         reference = exact.search(asked, min(self.k, len(ids))).ids
-        kind = catalog().indexes.load(self.index)
         for share in self.shares:
-            index = kind(parts, share=share)  # type: ignore[call-arg]
+            index = catalog().indexes.load(self.index)(parts, share=share)  # type: ignore[call-arg]
             index.build(ids, codes)
-            value = measure(index, asked, reference, timed=0).recall
+            found = measure(index, asked, reference, apart, timed=0)
+            values = {f"val_recall_{share:g}": found.recall}
+            values |= {f"val_recall_{share:g}_{name}": value for name, value in found.segments.items()}
+            values = {name: value for name, value in values.items() if not np.isnan(value)}
             for logger in trainer.loggers:
-                logger.log_metrics({f"val_recall_{share:g}": value}, step=trainer.global_step)
-            trainer.callback_metrics[f"val_recall_{share:g}"] = torch.tensor(value)
+                logger.log_metrics(values, step=trainer.global_step)
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
