@@ -23,6 +23,8 @@ from recloom_hsnn.overarch import Sizes
 from recloom_hsnn.scorer import MoNNConfig, PairScorer, ScoreMany, item_width, spans, user_width
 from recloom_hsnn.towers import Tower, TowerFactory
 
+ITEM_SCALE = 0.1  # of how an item's embeddings begin
+
 
 def default_optimizer() -> OptimizerConfig:
     """Return Adam for dense layers and row-wise Adagrad for embeddings."""
@@ -69,7 +71,7 @@ class MoNN(RetrievalModule):
         self.user_encoder = Encoder.of(made)
         made = (item_tower or Tower)(side_schema(item, item_width(self.item_sizes)))
         if isinstance(made, Tower):
-            made.separate(spans(0, self.item_sizes.item, self.item_sizes.dim))
+            made.separate(spans(0, self.item_sizes.item, self.item_sizes.dim), ITEM_SCALE)
         self.item_encoder = Encoder.of(made, [(0, self.item_sizes.item * self.item_sizes.dim)], self._item_ids())
         self.item_dim = item_width(self.item_sizes)
         self.scorer = PairScorer(self.monn, self.tasks, (0, widths[0]), self.item_dim, self.item_sizes)

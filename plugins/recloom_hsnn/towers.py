@@ -59,19 +59,28 @@ class Tower(RankingModule):
         self.join = Linear(wide + before + self.explicit.output_dim, len(self.schema.labels))
 
     @torch.no_grad()
-    def separate(self, embeddings: Sequence[tuple[int, int]]) -> None:
+    def separate(self, embeddings: Sequence[tuple[int, int]], scale: float = 1.0) -> None:
         """Let each embedding (a span of the output) begin mostly as a projection of one of the schema's vectors.
 
         Otherwise all embeddings of a user with several interests begin as mixtures of them, learn the same mean
-        interest first, and are long in parting: measured in docs/papers/hsnn.md.
+        interest first, and are long in parting. Vectors of one width begin with one projection: with one each, no
+        projection of the item's vector suits them all, and which interests are learned depends on the draw. Measured
+        in docs/papers/hsnn.md. Embeddings of a side with one vector begin with projections of their own.
+
+        Args:
+            embeddings: First and last column (exclusive) of each embedding.
+            scale: Of the projection. A small one soon turns to what the other side's projection is.
         """
         vectors = list(self.schema.vectors.values())
+        drawn: dict[tuple[int, ...], Tensor] = {}
         for place in range(max(len(embeddings), len(vectors)) if vectors and embeddings else 0):
             start, end = embeddings[place % len(embeddings)]
             columns = vectors[place % len(vectors)]
-            bound = 4 / len(columns) ** 0.5
-            begin = torch.empty(end - start, len(columns)).uniform_(-bound, bound)
-            self.join.weight[start:end, columns] += begin
+            bound, shape = 4 * scale / len(columns) ** 0.5, (end - start, len(columns))
+            key = shape if len(vectors) > 1 else (*shape, place)
+            if key not in drawn:
+                drawn[key] = torch.empty(shape).uniform_(-bound, bound)
+            self.join.weight[start:end, columns] += drawn[key]
 
     def forward(
         self,

@@ -18,7 +18,7 @@ from recloom.plugins import catalog
 from recloom.retrieval import snapshot
 from recloom.retrieval.cascade import combine
 from recloom.retrieval.index import Filter, Parts, RetrievalIndex
-from recloom.retrieval.rows import Rows, distinct_items
+from recloom.retrieval.rows import Rows, distinct
 from recloom.testing import tiny_batch, tiny_schema
 
 DIM = 8
@@ -190,7 +190,7 @@ def test_rows_come_back_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(found.batch.sparse_features.values, batch.sparse_features.values)
     assert torch.equal(found.batch.sequences["history"].values, batch.sequences["history"].values)
     twice = Rows.concat([found.slice(3, 7), found.slice(0, 5)])
-    assert distinct_items(twice).ids.tolist() == list(range(7))
+    assert distinct(twice).ids.tolist() == list(range(7))
     pq.write_table(pq.read_table(tmp_path / "rows.parquet").drop(["id"]), tmp_path / "bad.parquet")
     with pytest.raises(DataError, match="no column 'id'"):
         Rows.load(tmp_path / "bad.parquet", schema)

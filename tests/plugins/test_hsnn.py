@@ -223,6 +223,58 @@ def test_from_fit_to_search_on_the_command_line(root: Path, tmp_path: Path, monk
     assert bool(state["state_dict"]["index.begun"])
 
 
+def test_ratings_become_an_index_on_the_command_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log of events in MovieLens's layout: items of the log, users with histories, recall in training."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    rows = [
+        f"{user}\t{film}\t{draw.integers(1, 6)}\t{880_000_000 + 60 * place}"
+        for user in range(1, 41)
+        for place, film in enumerate(draw.choice(90, 30, replace=False) + 1)
+    ]
+    Path("u.data").write_text("\n".join(rows) + "\n")
+    config = str(root / "configs" / "hsnn" / "movielens.yaml")
+    small = ["--data.path=build/ml", "--data.batch_size=256", "--data.num_workers=0", "--model.nodes.sizes=[8]"]
+    small += ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"]
+    run, path = "runs/hsnn-movielens", "runs/hsnn-movielens/index"
+    split = ["--split", "time:0.8,0.1,0.1", "--history", "5"]
+    for argv in (
+        ["prepare", "movielens", "--input", "u.data", "--output", "build/ml", *split],
+        ["fit", "--config", config, *small],
+        ["index", "build", "--run", run, "--set", "share=0.3"],
+        ["index", "search", "--path", path, "--k", "7", "--exclude", "3,4", "--out", "found.parquet"],
+    ):
+        done = run_cli(argv)
+        assert done.code == 0, done.err
+    found = pq.read_table("found.parquet").to_pydict()
+    assert len(found["item"]) == 7 * len(set(found["user"]))
+    assert not {3, 4} & set(found["item"])
+    assert "1 removed; 89 items" in run_cli(["index", "delete", "--path", path, "--ids", "5"]).out
+    assert json.loads(run_cli(["index", "stats", "--path", path]).out)["nodes"] == [8]
+    metrics = [line.split(",") for line in next(Path(run).rglob("metrics.csv")).read_text().splitlines()]
+    recalls = [row[metrics[0].index("val_recall_0.25")] for row in metrics[1:]]
+    assert 0 < float(next(filter(None, recalls))) <= 1
+
+
+def test_a_users_interests_begin_apart_and_in_one_space() -> None:
+    """An embedding is of one interest; the same vector as another interest gives another embedding the same values."""
+    torch.manual_seed(0)
+    model = MoNN(world().schema, monn=MoNNConfig(size="medium"))
+    tower, names = model.user_encoder.tower, list(model.user_encoder.schema.vectors.values())
+    weights = tower.join.weight.detach()
+    for embedding in range(10):
+        parts = [weights[48 * embedding : 48 * (embedding + 1), columns] for columns in names]
+        own = parts.pop(embedding % 3)
+        assert own.norm() > 5 * max(other.norm() for other in parts)
+        first = weights[:48, names[0]]
+        assert torch.nn.functional.cosine_similarity(own, first, dim=1).min() > 0.9
+    item = model.item_encoder.tower.join.weight.detach()[: 4 * 48, model.item_encoder.schema.vectors["content"]]
+    alike = torch.corrcoef(item.view(4, -1)) - torch.eye(4)
+    assert alike.abs().max() < 0.3
+
+
 def test_any_model_is_a_tower() -> None:
     """A model of another plugin, built for the item's side, makes the item's embeddings."""
     from recloom_dlrm.model import DLRM

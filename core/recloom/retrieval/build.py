@@ -112,9 +112,9 @@ def build(
         made, item = retriever.make_index(aside, manifest, scorers), Program.load(aside / "item.pt2")
         made.build(items.ids.numpy(), item.codes(items))
         snapshot.write(aside, made.save)
-        items.slice(0, min(EXAMPLES, len(items))).save(aside / "example_items.parquet")
+        items.slice(0, EXAMPLES).save(aside / "example_items.parquet")
         if users is not None:
-            users.slice(0, min(EXAMPLES, len(users))).save(aside / "example_users.parquet")
+            users.slice(0, EXAMPLES).save(aside / "example_users.parquet")
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

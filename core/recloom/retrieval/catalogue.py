@@ -13,7 +13,7 @@ from recloom.errors import DataError, RecloomError
 from recloom.features import FeatureSchema
 from recloom.retrieval.index import Ids
 from recloom.retrieval.module import RetrievalModule
-from recloom.retrieval.rows import Rows, distinct_items
+from recloom.retrieval.rows import Rows, distinct
 
 
 def items_of(data: LightningDataModule, module: RetrievalModule, item_id: str = "") -> Rows:
@@ -36,8 +36,8 @@ def items_of(data: LightningDataModule, module: RetrievalModule, item_id: str = 
     parts = []
     for batch in _blocks(data):
         side = module.sides.batch(batch, 1)
-        parts.append(distinct_items(Rows(side.sparse_features[name][0].long(), side, schema)))
-    return distinct_items(Rows.concat(parts))
+        parts.append(distinct(Rows(side.sparse_features[name][0].long(), side, schema)))
+    return distinct(Rows.concat(parts))
 
 
 def shown(data: LightningDataModule, module: RetrievalModule, ids: Ids) -> Ids | None:
@@ -68,18 +68,21 @@ def _id_feature(schema: FeatureSchema, item_id: str) -> tuple[str, list[str]]:
 
 
 def users_of(data: LightningDataModule, module: RetrievalModule, limit: int) -> Rows:
-    """Return the users that `data` knows, or the sides of a log's last rows; at most `limit`."""
+    """Return the users that `data` knows, or the sides of a log's rows, one of each user; at most `limit`.
+
+    Of a log whose rows are in no groups, each row is a user.
+    """
     if hasattr(data, "user_rows"):
         return data.user_rows(limit)
-    found = None
+    parts: list[Rows] = []
     for batch in _blocks(data, ("test", "val", "train")):
         side = module.sides.batch(batch, 0)
-        count = min(limit, len(side))
-        ids = side.extras.get("group", torch.arange(len(side)))
-        found = Rows(ids.long(), side, module.sides.schemas[0]).slice(0, count)
-        break
-    assert found is not None
-    return found
+        if "group" not in side.extras:
+            return Rows(torch.arange(len(side)), side, module.sides.schemas[0]).slice(0, limit)
+        parts.append(distinct(Rows(side.extras["group"].long(), side, module.sides.schemas[0])))
+        if sum(map(len, parts)) >= limit:
+            break
+    return distinct(Rows.concat(parts)).slice(0, limit)
 
 
 def _blocks(data: Any, splits: tuple[str, ...] = ("train", "val", "test")) -> Any:

@@ -41,13 +41,14 @@ class Rows:
         return len(self.ids)
 
     def slice(self, start: int, end: int) -> Rows:
-        """Return rows start..end-1."""
+        """Return rows start..end-1, fewer where there are not as many."""
+        end = min(end, len(self))
         return dataclasses.replace(self, ids=self.ids[start:end], batch=self.batch.rows(start, end))
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """Yield the rows, `size` at a time."""
         for place in range(math.ceil(len(self) / size)):
-            yield self.slice(place * size, min((place + 1) * size, len(self)))
+            yield self.slice(place * size, (place + 1) * size)
 
     @staticmethod
     def concat(parts: list[Rows]) -> Rows:
@@ -88,7 +89,7 @@ class Rows:
         return cls(ids, batch.rows(0, len(ids)), schema)
 
 
-def distinct_items(rows: Rows) -> Rows:
+def distinct(rows: Rows) -> Rows:
     """Return the rows with the first of each id, in the order of ids."""
     ids, order = torch.unique(rows.ids, return_inverse=True)
     first = torch.full((len(ids),), len(rows), dtype=torch.int64)
