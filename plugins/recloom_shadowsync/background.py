@@ -68,6 +68,7 @@ class Background(Session):
 
     def _raise(self) -> None:
         assert self._error is not None
+        self.check_signals()
         if isinstance(self._error, RecloomError):
             raise type(self._error)(self._error.message, self._error.hint) from self._error
         raise RuntimeError(f"the thread that synchronises failed: {self._error!r}") from self._error

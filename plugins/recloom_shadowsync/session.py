@@ -135,6 +135,7 @@ class Session(ABC):
 
     def _heal(self, error: Gone, last: bool) -> None:
         self.broken = True
+        self.check_signals()  # all ranks are told to end: who went first does not matter, and the store may be gone
         start = time.monotonic()
         who = self.transport.missing()
         if last or self.on_peer_loss == "stop":
