@@ -9,15 +9,15 @@ from typing import Any
 from recloom.document import Report
 from recloom.experiment import Budget, Claim, Experiment, Lab
 
-ROWS: dict[Budget, int] = {"small": 150_000, "full": 2_000_000}
+ROWS: dict[Budget, int] = {"small": 600_000, "full": 2_000_000}
 TRAINERS: dict[Budget, tuple[int, ...]] = {"small": (1, 2, 4, 8), "full": (1, 2, 4, 8, 16)}
 SCOPE: dict[Budget, str] = {
-    "small": "Two ranks and 150,000 generated clicks a seed for quality; virtual compute (a step sleeps 20 ms) on "
-    "shaped links for throughput, up to 8 trainers and one sync server. It shows what waiting for the network costs, "
-    "not what 20 cores a trainer do.",
+    "small": "Two ranks and 600,000 generated clicks a seed for quality, steps of 10 ms; virtual compute (steps sleep "
+    "20 ms) on shaped links for throughput, up to 8 trainers and one sync server. It shows what waiting for the "
+    "network costs, not what 20 cores a trainer do.",
     "full": "2 million clicks a seed, up to 16 trainers: hours on two cores. The paper's clusters are not in reach.",
 }
-BEST = "shadow MA, shared tables"
+BEST, PAPER = "shadow MA, shared tables", "shadow MA, sharded tables"
 
 
 class ShadowSyncExperiment(Experiment):
@@ -72,6 +72,7 @@ def _quality(lab: Lab, report: Report) -> list[Claim]:
     mean = {name: statistics.fmean(values) for name, values in relative.items()}
     return [
         Claim("ne", f"{BEST}: NE within 0.1% of DDP's (NE / DDP's - 1)", mean[BEST], "<= 0.1", "%"),
+        Claim("ne-paper", "the paper's setting, sharded tables: likewise", mean[PAPER], "<= 0.1", "%"),
         Claim("ne-default", "the default, tables synced: likewise", mean["shadow MA"], "<= 0.1", "%"),
         Claim("ne-none", "no synchronisation is visibly worse", mean["no sync"], ">= 0.5", "%"),
         Claim(

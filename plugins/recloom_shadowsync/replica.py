@@ -20,7 +20,7 @@ from recloom_shadowsync.flat import RowSegment, mean_of_touching, touched
 from recloom_shadowsync.status import Status, Table
 
 Write = Literal["lerp", "delta"]
-Rows = Literal["touched", "mean"]
+Rows = Literal["touched", "mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Replica:
         write: "lerp", the paper's: w <- (1 - alpha) w + alpha target. "delta": w <- w + alpha (target - copy), which
             keeps all that was learnt while the exchange was under way.
         segments: Where embedding rows are.
-        rows: "touched": a row's mean is over the replicas that changed it; "mean": over all.
+        rows: "touched": a row's mean is over the replicas that changed it; "mean": over all; "sum": a row takes every
+            replica's change since what was agreed on, in full (whatever alpha and write say of the other weights).
         model: Memory for the model that replicas agree on; its own by default.
         leads: Whether this rank exchanges weights; others share its memory and only follow what goes on.
     """
@@ -95,6 +96,8 @@ class Replica:
         self.alpha = alpha
         self.write = write
         self.by_touch = bool(segments) and rows == "touched" and algorithm.exchange == "mean"
+        # embedding weights are the vector's last
+        self.summed_from = segments[0].start if segments and rows == "sum" else len(flat)
         self.segments = segments
         self.leads = leads
         self.steps = 0
@@ -131,6 +134,8 @@ class Replica:
         if self.by_touch:
             received, shares = received[: len(values)], received[len(values) :]
             received = mean_of_touching(received, self.reference, shares, max(1, givers), self.segments)
+        summed = slice(self.summed_from, None)
+        received[summed] += (received[summed] - self.reference[summed]) * (max(1, givers) - 1)
         target = self.algorithm.target(received)
         self.reference = target.clone()
         spread = float(torch.dist(values, target) / target.norm().clamp(min=1e-12))
@@ -190,10 +195,14 @@ class Replica:
         return self._snapshot.copy_(self.reference)
 
     def _write(self, values: Tensor, target: Tensor, follow: bool) -> None:
-        weights = self._weights()
+        weights, dense = self._weights(), slice(None, self.summed_from)
         if follow:
             weights.copy_(target)
-        elif self.write == "lerp":
-            weights.lerp_(target.to(weights.device), self.alpha)
+            return
+        if self.write == "lerp":
+            weights[dense].lerp_(target[dense].to(weights.device), self.alpha)
         else:
-            weights.add_((target - values).to(weights.device), alpha=self.alpha)
+            weights[dense].add_((target[dense] - values[dense]).to(weights.device), alpha=self.alpha)
+        if self.summed_from < len(weights):
+            summed = slice(self.summed_from, None)
+            weights[summed] += (target[summed] - values[summed]).to(weights.device)

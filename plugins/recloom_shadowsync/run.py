@@ -62,6 +62,11 @@ class Setting:
         for server in self.servers:
             if not server.rpartition(":")[2].isdigit() or not server.rpartition(":")[0]:
                 raise RecloomError(f"strategy: server {server!r}", "Write HOST:PORT.")
+        if self.rows == "sum" and self.algorithm.exchange == "server":
+            raise RecloomError(
+                f"{type(self.algorithm).__name__} knows no `rows: sum`: its replicas pull at a server's weights",
+                "Use shadow_ma or shadow_bmuf, or tables: shared.",
+            )
         if self.servers and self.algorithm.exchange != "server":
             raise RecloomError(f"{type(self.algorithm).__name__} needs no servers", "Leave `servers` out.")
 

@@ -46,7 +46,8 @@ class ShadowSyncStrategy(ApartStrategy):
             paper's: (1 - alpha) w + alpha target. By default delta in the background, lerp on the main thread.
         tables: Tables that are not sharded. "synced": each rank's own, synchronised like all weights. "shared": one
             copy in memory that the ranks of this machine share, updated without locks. "local": never synchronised.
-        rows: How rows of synced tables are averaged: "touched", over replicas that changed a row; "mean", over all.
+        rows: How rows of synced tables come together. "sum": a row takes the changes of all replicas in full, as if
+            they had trained on one table. "touched": their mean over replicas that changed a row; "mean", over all.
         exclude: Parameters whose names contain one of these are not synchronised.
         compression: Of what is exchanged: none, bf16, or int8 with error feedback.
         hogwild: Ranks that share one replica's memory and train it without locks; they follow one another by number.

@@ -156,6 +156,30 @@ def test_a_row_is_averaged_over_the_replicas_that_changed_it():
     assert plain[1].flat[3:5].tolist() == [3.0, 3.0]
 
 
+@pytest.mark.parametrize("write", ["lerp", "delta"])
+def test_summed_rows_are_those_of_one_table_that_all_have_trained(write):
+    """Three replicas change rows before, during and after rounds; each change reaches every replica once, in full."""
+    replicas = [Replica(torch.ones(11), MA(), 0.5, write, [RowSegment(3, 4, 2)], "sum") for _ in range(3)]
+    ours, one = LockStep(replicas), torch.ones(8)
+    generator = torch.Generator().manual_seed(0)
+
+    def train(ranks):
+        for rank in ranks:
+            change = torch.randn(8, generator=generator) * (torch.rand(8, generator=generator) < 0.4)
+            replicas[rank].flat[3:] += change
+            one.add_(change)
+
+    for _ in range(3):
+        train((0, 1, 2))
+        ours.begin()
+        train((0, 2))  # while the exchange is under way
+        ours.end()
+    ours.round()
+    for replica in replicas:
+        torch.testing.assert_close(replica.flat[3:], one)
+        torch.testing.assert_close(replica.model[3:], one)
+
+
 class Median(SyncAlgorithm):
     """Half way to the mean, as somebody else's plugin might have it."""
 

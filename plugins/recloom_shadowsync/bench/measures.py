@@ -150,26 +150,33 @@ def simulated(
     return rows
 
 
-NE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddp": ("ddp", {}),
-    "shadow MA": ("ShadowMA", {}),
-    "shadow MA, shared tables": ("ShadowMA", {"tables": "shared"}),
-    "shadow BMUF": ("ShadowBMUF", {}),
-    "shadow EASGD, shared tables": ("ShadowEASGD", {"tables": "shared"}),
-    "shadow MA, lerp 0.5": ("ShadowMA", {"write": "lerp"}),
-    "shadow MA, rows: mean": ("ShadowMA", {"rows": "mean"}),
-    "fixed rate MA, 5": ("FixedRateMA", {}),
-    "fixed rate MA, 30": ("FixedRateMA", {"every": 30}),
-    "overwrite": ("ShadowMA", {"write": "lerp", "alpha": 1.0, "min_interval": 0.3}),
-    "no sync": ("none", {}),
+NE_SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "ddp": ("ddp", {}, {}),
+    "shadow MA, sharded tables": ("ShadowMA", {}, {"embedding": "ShardedEmbeddingBag"}),
+    "shadow MA, shared tables": ("ShadowMA", {"tables": "shared"}, {}),
+    "shadow MA": ("ShadowMA", {}, {}),
+    "shadow BMUF": ("ShadowBMUF", {}, {}),
+    "shadow EASGD, shared tables": ("ShadowEASGD", {"tables": "shared"}, {}),
+    "shadow MA, lerp 0.5": ("ShadowMA", {"write": "lerp"}, {}),
+    "shadow MA, rows: sum": ("ShadowMA", {"rows": "sum"}, {}),
+    "shadow MA, rows: mean": ("ShadowMA", {"rows": "mean"}, {}),
+    "fixed rate MA, 5": ("FixedRateMA", {}, {}),
+    "fixed rate MA, 30": ("FixedRateMA", {"every": 30}, {}),
+    "overwrite": ("ShadowMA", {"rows": "mean", "write": "lerp", "alpha": 1.0, "min_interval": 0.3}, {}),
+    "no sync": ("none", {}, {}),
 }
+STEP = 0.01
+"""Least seconds of a step where quality is measured: a round then falls on as few steps as with larger models."""
 
 
 def quality(seed: int, rows: int) -> dict[str, dict[str, float]]:
     """Return test NE and sync gap of every setting: DLRM on generated clicks, two ranks, equal examples, one seed."""
-    setting = {"seed": seed, "rows": rows, "batch": 256}
-    segments = [{"strategy": name, "options": options, "learn": setting} for name, options in NE_SETTINGS.values()]
-    found = run_team(segments, 2, limit=1500.0)
+    setting = {"seed": seed, "rows": rows, "batch": 256, "seconds": STEP}
+    segments = [
+        {"strategy": name, "options": options, "learn": {**setting, **more}}
+        for name, options, more in NE_SETTINGS.values()
+    ]
+    found = run_team(segments, 2, limit=3000.0)
     return {
         name: {"ne": team[0]["metrics"]["ne"], "gap": float(team[0]["stats"].get("sync_gap", 0.0))}
         for name, team in zip(NE_SETTINGS, found, strict=True)
