@@ -102,37 +102,55 @@ class NodeLists:
         )
         return codes, ids, lists.long()
 
-    def rate(self, nodes: Ids, bases: torch.Tensor, slopes: torch.Tensor) -> tuple[torch.Tensor, Ids]:
+    def rate(
+        self, nodes: Ids, bases: torch.Tensor, slopes: torch.Tensor, named: bool
+    ) -> tuple[torch.Tensor, Ids | None]:
         """Return base + slope . code of all items of U x W lists, one list after the other, and their ids.
 
         Args:
             nodes: U x W lists, -1: none.
             bases: U x W numbers.
             slopes: U x W x dim.
+            named: Whether ids are wanted.
 
         Returns:
             U x M rates, -inf behind the last, and U x M ids, -1 there; M is the most items that a user has.
         """
         users, wide = nodes.shape
         room = max(int(np.where(nodes >= 0, self.sizes[nodes], 0).sum(1).max(initial=0)), 1)
-        rates, ids = torch.empty(users, room), np.empty((users, room), np.int64)
+        rates, ids = torch.empty(users, room), np.empty((users, room), np.int64) if named else None
         library = _library()
         if library is None:
-            codes, ids, lists = self.gather(nodes, room)
+            codes, found, lists = self.gather(nodes, room)
             near = slopes.gather(1, lists[..., None].expand(-1, -1, self.dim))
             rates = bases.gather(1, lists) + (near * codes).sum(2)
-            return rates.masked_fill(torch.from_numpy(ids < 0), -torch.inf), ids
+            return rates.masked_fill(torch.from_numpy(found < 0), -torch.inf), found
         nodes, bases, slopes = np.ascontiguousarray(nodes), bases.contiguous(), slopes.contiguous()
         pointers = [a.ctypes.data for a in (self._codes, self._ids, self.sizes, nodes)]
         pointers += [bases.data_ptr(), slopes.data_ptr()]
         numbers = map(c_int64, (users, wide, room, self.dim))
-        library.rate_lists(*map(c_void_p, pointers), *numbers, c_void_p(rates.data_ptr()), c_void_p(ids.ctypes.data))
+        out = c_void_p(None if ids is None else ids.ctypes.data)
+        library.rate_lists(*map(c_void_p, pointers), *numbers, c_void_p(rates.data_ptr()), out)
         return rates, ids
 
+    def best(self, rates: torch.Tensor, count: int) -> Ids:
+        """Return the places of the `count` largest of U x M rates, U x count, ascending; -1 where all others are -inf.
+
+        Where some are missing, -1 may stand at either end.
+        """
+        library = _library()
+        if library is None:
+            top, places = rates.topk(min(count, rates.shape[1]), dim=1, sorted=False)
+            return np.sort(places.masked_fill(torch.isneginf(top), -1).numpy(), axis=1)
+        rates = rates.contiguous()
+        found = np.empty((len(rates), min(count, rates.shape[1])), np.int64)
+        numbers = map(c_int64, (*rates.shape, found.shape[1]))
+        library.best_places(c_void_p(rates.data_ptr()), *numbers, c_void_p(found.ctypes.data))
+        return found
+
     def pick(self, nodes: Ids, places: Ids) -> tuple[torch.Tensor, Ids, torch.Tensor]:
-        """Return those of the items that `rate` rates at U x P places, -1 for none, as `gather` does."""
+        """Return those of the items that `rate` rates at U x P places that `best` found, as `gather` does."""
         users, count = places.shape
-        places = np.sort(places, axis=1)
         library = _library()
         if library is None:
             codes, ids, lists = self.gather(nodes, max(int(places.max(initial=0)) + 1, 1))

@@ -36,9 +36,9 @@ class HSNNIndex(RetrievalIndex):
         parts: What the model gives.
         share: Evaluations for a user, nodes and items together, as a share of the number of items; for a filter that
             leaves too few there are more. A gradient counts as two.
-        rated: Leaves whose items are rated by a tangent, as a share of the leaves; at most a half of the evaluations
-            go there. 0, or a scorer without gradients: items of the best leaves are scored, leaf by leaf, as in the
-            paper.
+        rated: Leaves whose items are rated by a tangent, as a share of the leaves; at least twice `share`, and at most
+            a half of the evaluations go there. 0, or a scorer without gradients: items of the best leaves are scored,
+            leaf by leaf, as in the paper.
         beam: Nodes kept at each level but the last, as a share of the level's nodes.
         nodes: Nodes of each level, made by k-means on the items when the index is built; unset: the model's own.
         representatives: Whether a node is scored as the item nearest to it, as in the paper, not as its own vector.
@@ -49,8 +49,8 @@ class HSNNIndex(RetrievalIndex):
         self,
         parts: Parts,
         share: float = 0.02,
-        rated: float = 0.1,
-        beam: float = 0.25,
+        rated: float = 0.05,
+        beam: float = 0.15,
         nodes: Sequence[int] | None = None,
         representatives: bool = False,
         seed: int = 0,
@@ -201,7 +201,7 @@ class HSNNIndex(RetrievalIndex):
             leaves = self.lists.nodes_of(filter.allowed)
             alive = self.levels.over(leaves[leaves >= 0])
         leaves, logits, seen = self.levels.choose(asked, self.parts.scorers, alive, effort.beam)
-        rated = min(int(np.ceil(effort.rated * self.tree.leaves)), leaves.shape[1], max(effort.room - seen, 0) // 4)
+        rated = self._leaves_rated(effort, min(leaves.shape[1], max(effort.room - seen, 0) // 4))
         free = min(max(effort.room - seen - 2 * rated, k), max(len(self), 1))
         if rated:
             codes, ids, places = self._best_rated(asked, leaves[:, :rated], logits[:, :rated], free, filter, whose)
@@ -216,6 +216,11 @@ class HSNNIndex(RetrievalIndex):
         scores, found_ids = best(found, torch.from_numpy(ids), k)
         return Found(found_ids, scores, taken)
 
+    def _leaves_rated(self, effort: Effort, most: int) -> int:
+        """Return of how many leaves, at most `most`, items are rated: about twice as many items as are scored."""
+        share = max(effort.rated, 2 * effort.room / max(len(self), 1)) if effort.rated else 0.0
+        return min(int(np.ceil(share * self.tree.leaves)), most)
+
     def _best_rated(
         self, users: Tensor, leaves: Ids, logits: Tensor, count: int, filter: Filter, whose: Ids
     ) -> tuple[Tensor, Ids, Tensor]:
@@ -226,11 +231,11 @@ class HSNNIndex(RetrievalIndex):
         bases = found[..., 0] - (slopes * vectors).sum(2)  # U x W
         own, above, bias = self.levels.combination(self.tree.levels)
         bases = own * bases + above * logits.masked_fill(torch.isneginf(logits), 0.0) + bias
-        rates, ids = self.lists.rate(leaves, bases, own * slopes)
+        rates, ids = self.lists.rate(leaves, bases, own * slopes, not filter.empty)
         if not filter.empty:
+            assert ids is not None
             rates = rates.masked_fill(~torch.from_numpy(filter.keep(ids, whose)), -torch.inf)
-        top, places = rates.topk(min(count, rates.shape[1]), dim=1, sorted=False)
-        return self.lists.pick(leaves, places.masked_fill(torch.isneginf(top), -1).numpy())
+        return self.lists.pick(leaves, self.lists.best(rates, count))
 
     def _combined(self, scores: Tensor, logits: Tensor, places: Tensor) -> Tensor:
         """Return the ensemble of U x L items' scores and the logits of their leaves, which are at `places`."""

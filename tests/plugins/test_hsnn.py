@@ -22,6 +22,7 @@ from recloom.retrieval.index import Filter
 from recloom.retrieval.module import encode
 from recloom.retrieval.rows import Rows
 from recloom.testing import check_plugin, run_cli
+from recloom_hsnn.lists import NodeLists
 from recloom_hsnn.model import HSNN
 from recloom_hsnn.monn import MoNN
 from recloom_hsnn.retrieval import HSNNIndex
@@ -221,6 +222,23 @@ def test_from_fit_to_search_on_the_command_line(root: Path, tmp_path: Path, monk
         assert text in done.err
     state = checkpoint.read(f"{run}/checkpoints/last.ckpt")
     assert bool(state["state_dict"]["index.begun"])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_best_of_rates_are_those_of_a_sort(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr("recloom_hsnn.lists._library", lambda: None)
+    draw, lists = np.random.default_rng(4), NodeLists(2, 3)
+    for room, count in ((1, 1), (40, 7), (3000, 300), (9, 20)):
+        rates = draw.normal(size=(5, room)).astype(np.float32) * np.float32([[1e-3], [1], [1e6], [1e-38], [5]])
+        rates[1] = 2.0
+        rates[4, draw.random(room) < 0.9] = -np.inf
+        found = lists.best(torch.from_numpy(rates), count)
+        for row, places in zip(rates, found, strict=True):
+            got, there = places[places >= 0], int((row > -np.inf).sum())
+            assert len(got) == min(count, there)
+            assert (np.diff(got) > 0).all()
+            assert np.array_equal(np.sort(row[got])[::-1], np.sort(row)[::-1][: len(got)])
 
 
 def test_ratings_become_an_index_on_the_command_line(
