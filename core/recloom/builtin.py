@@ -99,8 +99,8 @@ def register(catalog: Catalog) -> None:
     for name, path, summary in (
         ("Exhaustive", "exhaustive:Exhaustive", "every item scored, by any model"),
         ("FlatIP", "vectors:FlatIP", "all inner products, by faiss"),
-        ("IVF", "vectors:IVF", "inner products in inverted lists, by faiss"),
-        ("HNSW", "vectors:HNSW", "inner products in a graph, by faiss"),
+        ("IVF", "ivf:IVF", "inner products in inverted lists, by faiss"),
+        ("HNSW", "hnsw:HNSW", "inner products in a graph, by faiss"),
         ("Cascade", "cascade:Cascade", "candidates by inner product, then the ranker"),
     ):
         catalog.indexes.add(name, f"recloom.retrieval.{path}", summary=summary)

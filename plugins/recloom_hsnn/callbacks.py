@@ -81,7 +81,7 @@ class CollapseMonitor(Callback):
     @torch.no_grad()
     def measure(self, model: HSNN) -> dict[str, float]:
         """Return the measurements by level and name."""
-        vectors = model.known_vectors()[:16_384]
+        vectors = model.recent.known()[:16_384]
         assigned = model.index.assign(vectors, model.alpha(1.0))
         found: dict[str, float] = {}
         for level, one in enumerate(assigned):
@@ -141,7 +141,7 @@ class IndexRefresh(Callback):
         if trainer.global_step % self.every_n_steps or not model.index.ready:
             return
         if model.index.config.source == "kmeans" and not self.keep:
-            model.index.begin(model.known_vectors())
+            model.index.begin(model.recent.known())
         if not trainer.is_global_zero:
             return
         items = items_of(trainer.datamodule, model)  # type: ignore[attr-defined]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,11 +17,12 @@ from recloom_hsnn.monn import MoNN
 from recloom_hsnn.nodemetrics import KINDS, NodeMetrics
 from recloom_hsnn.nodes import Assigned, HierarchicalIndex
 from recloom_hsnn.overarch import Sizes
+from recloom_hsnn.recent import NaturalNodes, RecentVectors
 from recloom_hsnn.scorer import MoNNConfig, PairScorer, ScoreMany, SlopeMany, user_width
 from recloom_hsnn.settings import NodesConfig, as_published
 from recloom_hsnn.towers import TowerFactory
 
-RECENT = 1 << 16
+RECENT = 1 << 16  # items
 
 
 class HSNN(MoNN):
@@ -83,10 +82,12 @@ class HSNN(MoNN):
         self.ensemble_items = ensemble_items or fidelity == "v3"
         kinds = torch.tensor([[1.0, 0.0, 0.0]] * (count + 1))
         self.ensemble = nn.Parameter(kinds, requires_grad=count > 1 or self.ensemble_items)
-        self.register_buffer("recent", torch.zeros(RECENT, self.vector_dim))
-        self.register_buffer("recent_rows", torch.tensor(0))
-        for level, size in enumerate(self._settings.sizes):
-            self.register_buffer(f"parent{level}", torch.zeros(size, dtype=torch.int64))
+        self.recent = RecentVectors(RECENT, self.vector_dim)
+        self.natural = (
+            NaturalNodes(self._settings.sizes, self._settings.features, self.vector_dim)
+            if self._settings.source == "natural"
+            else None
+        )
         self.node_metrics = NodeMetrics(self._settings.sizes)
         self._unobserved: tuple[Tensor, list[Assigned]] | None = None
 
@@ -139,12 +140,10 @@ class HSNN(MoNN):
 
     def tables(self) -> dict[str, NDArray]:
         """Return the nodes."""
-        if self._settings.source != "natural":
+        if self.natural is None:
             return self.index.tree().tables()
-        tables = self.index.tree(column=self.vector_dim + len(self._settings.sizes) - 1).tables()
-        for level in range(1, len(self._settings.sizes)):
-            tables[f"parents{level + 1}"] = self.get_buffer(f"parent{level}").cpu().numpy()
-        return tables
+        leaves = self.vector_dim + len(self._settings.sizes) - 1
+        return self.index.tree(column=leaves).tables() | self.natural.parents()
 
     def facts(self) -> dict[str, Any]:
         """Return the weights of the ensemble."""
@@ -156,20 +155,9 @@ class HSNN(MoNN):
 
     def assign(self, items: Tensor, alpha: float) -> list[Assigned]:
         """Return where items (B x di codes) are at each level."""
-        vectors = items[:, : self.vector_dim]
-        if self._settings.source != "natural":
-            return self.index.assign(vectors, alpha)
-        found = []
-        for level, words in enumerate(self.index.levels):
-            node = items[:, self.vector_dim + level].detach().long()
-            if int(node.max()) >= len(words):
-                raise RecloomError(
-                    f"feature {self._settings.features[level]!r} has the id {int(node.max())}, and the level has "
-                    f"{len(words)} nodes",
-                    "Give nodes.sizes the feature's number of ids.",
-                )
-            found.append(Assigned(words[node], words[node], node, F.one_hot(node, len(words)).to(vectors.dtype)))
-        return found
+        if self.natural is not None:
+            return self.natural.assign(items, list(self.index.levels))
+        return self.index.assign(items[:, : self.vector_dim], alpha)
 
     def node_logits(self, users: Tensor, vectors: list[Tensor]) -> list[Tensor]:
         """Return each level's B x T logits, for B users and, of each level, B node vectors."""
@@ -200,7 +188,7 @@ class HSNN(MoNN):
         self._window.append((logits.detach(), batch.labels, batch.weights))
         loss = self.loss(logits, batch)
         progress = self.trainer.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
-        self._remember(items)
+        self.recent.add(items[:, : self.vector_dim])
         if progress >= self._settings.start:
             if not self.index.ready:
                 self._begin()
@@ -211,23 +199,10 @@ class HSNN(MoNN):
             loss = loss + weight * torch.stack(list(parts.values())).sum()
         return loss
 
-    @torch.no_grad()
-    def _remember(self, items: Tensor) -> None:
-        """Keep the last items' vectors, from which nodes begin."""
-        recent, rows = self.get_buffer("recent"), self.get_buffer("recent_rows")
-        vectors = items[: len(recent), : self.vector_dim].to(recent.dtype)
-        places = (int(rows) + torch.arange(len(vectors), device=recent.device)) % len(recent)
-        recent[places] = vectors
-        rows.add_(len(vectors))
-
-    def known_vectors(self) -> Tensor:
-        """Return the last items' vectors, up to 65,536."""
-        return self.get_buffer("recent")[: min(int(self.get_buffer("recent_rows")), RECENT)]
-
     def _begin(self) -> None:
         """Make the nodes; their scorers begin as the items' where they have its sizes."""
-        if self._settings.source != "natural":
-            self.index.begin(self.known_vectors())
+        if self.natural is None:
+            self.index.begin(self.recent.known())
         self.index.get_buffer("begun").fill_(True)
         if self._level_configs is None:
             for scorer in self.level_scorers:
@@ -243,9 +218,8 @@ class HSNN(MoNN):
     @torch.no_grad()
     def _observe(self, items: Tensor, assigned: list[Assigned]) -> None:
         self.index.observe(items[:, : self.vector_dim], assigned)
-        if self._settings.source == "natural":
-            for level, (above, one) in enumerate(pairwise(assigned), start=1):
-                self.get_buffer(f"parent{level}")[one.node] = above.node
+        if self.natural is not None:
+            self.natural.note(assigned)
 
     # Evaluation
 

@@ -14,8 +14,9 @@ from recloom.retrieval.cascade import Cascade, combine
 from recloom.retrieval.evaluation import measure
 from recloom.retrieval.exhaustive import Exhaustive
 from recloom.retrieval.index import Floats, RetrievalIndex
+from recloom.retrieval.ivf import IVF
 from recloom.retrieval.module import RetrievalModule, encode
-from recloom.retrieval.vectors import IVF, FlatIP
+from recloom.retrieval.vectors import FlatIP
 from recloom_hsnn.compare import K, Searched, Setting, exhaustive, searched, train, world
 from recloom_hsnn.model import HSNN
 from recloom_hsnn.retrieval import HSNNIndex

@@ -30,7 +30,8 @@ def began(config: NodesConfig, data: RetrievalClicks, **options) -> HSNN:
     """A model with random weights whose nodes have begun."""
     torch.manual_seed(1)
     model = HSNN(data.schema, nodes=config, **options).eval()
-    model._remember(torch.from_numpy(encode(model.item_encoder, data.item_rows())))
+    codes = torch.from_numpy(encode(model.item_encoder, data.item_rows()))
+    model.recent.add(codes[:, : model.vector_dim])
     model._begin()
     with torch.no_grad():
         model.ensemble += 0.3 * torch.rand_like(model.ensemble)

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from recloom.errors import RecloomError
+from recloom.retrieval.hnsw import HNSW
 from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, best
+from recloom.retrieval.ivf import IVF
 from recloom.retrieval.stored import StoredIndex
-from recloom.retrieval.vectors import HNSW, IVF, FlatIP, VectorIndex
+from recloom.retrieval.vectors import FlatIP, VectorIndex
 
 
 class Cascade(StoredIndex):

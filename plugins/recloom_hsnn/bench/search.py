@@ -19,8 +19,10 @@ import torch
 
 from recloom.data.retrieval import RetrievalClicks
 from recloom.retrieval.exhaustive import Exhaustive
+from recloom.retrieval.hnsw import HNSW
+from recloom.retrieval.ivf import IVF
 from recloom.retrieval.module import encode
-from recloom.retrieval.vectors import HNSW, IVF, FlatIP
+from recloom.retrieval.vectors import FlatIP
 from recloom_hsnn.compare import one_thread
 from recloom_hsnn.model import HSNN
 from recloom_hsnn.retrieval import HSNNIndex
