@@ -22,6 +22,7 @@ from recloom_hsnn.settings import NodesConfig
 from recloom_hsnn.two_tower import TwoTower
 
 K = 100
+RATES = {"ranker": 0.006, "hsnn": 0.006, "two tower": 0.01}  # two tower: the best of .003, .006 and .01
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def train(
     steps = setting.epochs * setting.rows // 2048
     optimizer = OptimizerConfig(
         dense="Adam",
-        dense_lr=0.006,
+        dense_lr=RATES[name],
         sparse="rowwise_adagrad",
         sparse_lr=0.05,
         decay_start=10,

@@ -160,7 +160,7 @@ def misaligned(setting: Setting, seed: int) -> dict[str, float]:
         model, ne = train("hsnn", data, setting, seed, **options)
         at = searched(model, data, setting.queries)
         nodes = None if name == "learned" else setting.sizes
-        for kind, rated in (("", 0.1), ("_plain", 0.0)):
+        for kind, rated in (("", 0.05), ("_plain", 0.0)):
             index = HSNNIndex(at.model.parts(), share=0.04, rated=rated, nodes=nodes)
             index.build(at.ids, at.codes)
             found[f"{name}{kind}"] = measure(index, at.users, at.reference, timed=0).recall

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
 from recloom.retrieval.module import Encoder, RetrievalModule, side_schema
-from recloom_hsnn.monn import default_optimizer
+from recloom_hsnn.monn import ITEM_SCALE, default_optimizer
 from recloom_hsnn.towers import Tower, TowerFactory
 
 
@@ -50,8 +50,11 @@ class TwoTower(RetrievalModule):
         if len(self.schema.labels) != 1:
             raise RecloomError(f"TwoTower has one task, the data have {len(self.schema.labels)}", "Use MoNN.")
         user, item = self.sides.schemas
-        self.user_encoder = Encoder.of((user_tower or Tower)(side_schema(user, dim)))
-        self.item_encoder = Encoder.of((item_tower or Tower)(side_schema(item, dim)))
+        towers = [(user_tower or Tower)(side_schema(user, dim)), (item_tower or Tower)(side_schema(item, dim))]
+        for tower, scale in zip(towers, (1.0, ITEM_SCALE), strict=True):
+            if isinstance(tower, Tower):  # begins as MoNN's do; here all of a user's interests share one embedding
+                tower.separate([(0, dim)], scale)
+        self.user_encoder, self.item_encoder = map(Encoder.of, towers)
         self.bias = nn.Parameter(torch.zeros(1))
 
     def rows(self, users: Tensor, items: Tensor) -> Tensor:
