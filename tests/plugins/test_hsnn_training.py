@@ -53,7 +53,7 @@ def test_soft_assignment_and_residual_levels_are_algorithm_1() -> None:
 def test_joint_training_uses_its_nodes_and_a_run_made_to_collapse_is_stopped() -> None:
     data = world(num_train=40_960)
     pl.seed_everything(0, verbose=False)
-    model = HSNN(data.schema, nodes=NodesConfig(sizes=[4, 16], start=0.4, decay=0.9))
+    model = HSNN(data.schema, nodes=NodesConfig(sizes=[4, 16], decay=0.9))
     monitor = CollapseMonitor(every_n_steps=20)
     trainer = trained(model, data, monitor)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
