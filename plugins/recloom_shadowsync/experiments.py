@@ -54,8 +54,7 @@ def _quality(lab: Lab, report: Report) -> list[Claim]:
     runs = lab.each_seed("quality", lambda seed: measures.quality(seed, ROWS[lab.budget]))
     ddp = [run["ddp"]["ne"] for run in runs]
     relative: dict[str, list[float]] = {
-        name: [100 * (run[name]["ne"] / base - 1) for run, base in zip(runs, ddp, strict=True)]
-        for name in measures.NE_SETTINGS
+        name: [100 * (run[name]["ne"] / base - 1) for run, base in zip(runs, ddp, strict=True)] for name in runs[0]
     }
     report.section("Quality at equal examples")
     rows = [
@@ -65,19 +64,28 @@ def _quality(lab: Lab, report: Report) -> list[Claim]:
             ", ".join(f"{value:+.3f}" for value in relative[name]),
             round(statistics.fmean(relative[name]), 3),
             round(statistics.fmean(run[name]["gap"] for run in runs), 1),
+            round(statistics.fmean(run[name]["staleness"] for run in runs), 1),
         )
-        for name in measures.NE_SETTINGS
+        for name in runs[0]
     ]
-    report.table(("strategy", "test NE", "against DDP by seed, %", "mean, %", "sync gap"), rows, "Lower is better.")
+    header = ("strategy", "test NE", "against DDP by seed, %", "mean, %", "sync gap", "staleness, steps")
+    report.table(header, rows, "Lower is better.")
     mean = {name: statistics.fmean(values) for name, values in relative.items()}
-    return [
+    slow = "overwrite, 50 Mbit/s"
+    over = [
+        Claim(
+            "ne-overwrite",
+            "overwriting what was learnt meanwhile is visibly worse, where rounds last (50 Mbit/s)",
+            mean[slow],
+            ">= 0.5",
+            "%",
+        )
+    ]
+    return (over if slow in mean else []) + [
         Claim("ne", f"{BEST}: NE within 0.1% of DDP's (NE / DDP's - 1)", mean[BEST], "<= 0.1", "%"),
         Claim("ne-paper", "the paper's setting, sharded tables: likewise", mean[PAPER], "<= 0.1", "%"),
         Claim("ne-default", "the default, tables synced: likewise", mean["shadow MA"], "<= 0.1", "%"),
         Claim("ne-none", "no synchronisation is visibly worse", mean["no sync"], ">= 0.5", "%"),
-        Claim(
-            "ne-overwrite", "overwriting what was learnt meanwhile is visibly worse", mean["overwrite"], ">= 0.5", "%"
-        ),
         Claim(
             "ne-rate",
             "the background is no worse than a fixed rate of 30 steps (difference)",

@@ -26,6 +26,7 @@ class Calibration:
         server: Bytes a second of a sync server's link, each direction, as it gives when many trainers share it.
         overhead: Seconds of a round besides the link's: copies, system calls, waiting for a CPU.
         pause: Seconds between rounds of a background thread, at the least.
+        period: Seconds from the start of one of its rounds to the next, at the least: what its throttle allows.
         servers: Number of sync servers, each with a link of its own and an equal part of the weights.
     """
 
@@ -36,6 +37,7 @@ class Calibration:
     server: float = 0.0
     overhead: float = 0.002
     pause: float = 0.002
+    period: float = 0.0
     servers: int = 1
 
 
@@ -89,7 +91,7 @@ def _collective(c: Calibration, algorithm: str, trainers: int, every: int, steps
     round_ = allreduce_seconds(c, trainers)
     if algorithm == "shadow_ma":  # training waits for nothing; rounds follow one another
         mean = sum(_times(c, rng) for _ in range(steps)) / steps
-        return Predicted(mean, trainers * c.step / mean, (round_ + c.pause) / mean)
+        return Predicted(mean, trainers * c.step / mean, max(round_ + c.pause, c.period) / mean)
     clock, begin = [0.0] * trainers, 0.0
     for step in range(1, steps + 1):
         clock = [time + _times(c, rng) for time in clock]
@@ -102,61 +104,121 @@ def _collective(c: Calibration, algorithm: str, trainers: int, every: int, steps
 
 
 class _Link:
-    """A link that serves transfers one after the other: with equal sizes, fair sharing ends as many by any time."""
+    """A link that transfers share equally while they are under way, as TCP's streams do, more or less.
+
+    Time is counted in bytes that each stream has been given since the beginning (virtual time), so that a stream's end
+    is known when it starts, and streams cost the logarithm of their number.
+
+    Args:
+        rate: Bytes a second; 0: not limiting.
+    """
 
     def __init__(self, rate: float) -> None:
-        self.rate, self.free = rate, 0.0
+        self.rate = rate
+        self._streams: list[tuple[float, int]] = []  # (when it ends in virtual time, whose it is)
+        self._given, self._now = 0.0, 0.0
 
-    def send(self, now: float, size: float) -> float:
-        """Return when a transfer that is ready at `now` is through."""
-        if not self.rate:
-            return now
-        self.free = max(self.free, now) + size / self.rate
-        return self.free
+    def _advance(self, now: float) -> None:
+        if self._streams:
+            self._given += (now - self._now) * self.rate / len(self._streams)
+        self._now = now
+
+    def begin(self, now: float, size: float, whose: int) -> None:
+        """Begin a transfer of `size` bytes."""
+        self._advance(now)
+        heapq.heappush(self._streams, (self._given + size, whose))
+
+    @property
+    def next(self) -> float:
+        """When the first transfer under way ends, if no other begins; infinite without one."""
+        if not self._streams:
+            return float("inf")
+        return self._now + max(0.0, self._streams[0][0] - self._given) * len(self._streams) / self.rate
+
+    def end(self) -> tuple[float, int]:
+        """End that transfer; return when, and whose it is."""
+        now = self.next
+        self._advance(now)
+        return now, heapq.heappop(self._streams)[1]
+
+
+class _Servers:
+    """Trainers that push to the servers and wait for the answer; in the background, a thread of theirs does.
+
+    Args:
+        c: What was measured.
+        every: Steps between rounds of trainers that wait for theirs; 0: rounds in the background.
+        trainers: Number of trainers.
+        seed: Of the steps' times, and of where between two rounds each trainer is at the beginning.
+    """
+
+    def __init__(self, c: Calibration, every: int, trainers: int, seed: int) -> None:
+        self.c, self.every, self.rng = c, every, random.Random(seed)
+        self.up, self.down = _Link(c.server * c.servers), _Link(c.server * c.servers)
+        self.began = [0.0] * trainers  # when each trainer's round began
+        self.own = [0.0] * trainers  # when its own link has carried what is under way
+        self.ends: list[list[float]] = [[] for _ in range(trainers)]
+        """When each trainer's rounds ended."""
+        cycle = every * c.step or max(c.step, c.period)
+        self.events = [(self.rng.random() * cycle, i, "push") for i in range(trainers)]
+        heapq.heapify(self.events)
+
+    def run(self, horizon: float, rounds: float) -> None:
+        """Go on until `horizon`, or until a trainer has done so many rounds."""
+        while True:
+            first = self.events[0][0] if self.events else float("inf")
+            now = min(first, self.up.next, self.down.next)
+            if now > horizon:
+                return
+            if now < first:
+                link, then = (self.up, "pushed") if self.up.next <= self.down.next else (self.down, "answered")
+                now, i = link.end()
+                heapq.heappush(self.events, (max(now, self.own[i]), i, then))
+                continue
+            now, i, what = heapq.heappop(self.events)
+            if what == "answered":
+                self.ends[i].append(now + self.c.overhead)
+                if len(self.ends[i]) >= rounds:
+                    return
+                heapq.heappush(self.events, (self._next(now + self.c.overhead, i), i, "push"))
+            else:
+                self._send(now, i, what)
+
+    def _send(self, now: float, i: int, what: str) -> None:
+        if what == "push":
+            self.began[i] = now
+        # streams' shares are never quite equal: without that, trainers would go on in one bunch for ever
+        size = self.c.round_bytes * self.rng.uniform(0.5, 1.5)
+        self.own[i] = now + (size / self.c.link if self.c.link else 0.0)
+        link, then = (self.up, "pushed") if what == "push" else (self.down, "answered")
+        if link.rate:
+            link.begin(now, size, i)
+        else:
+            heapq.heappush(self.events, (self.own[i], i, then))
+
+    def _next(self, ended: float, i: int) -> float:
+        """Return when a trainer whose round has ended begins another."""
+        if self.every:
+            return ended + sum(_times(self.c, self.rng) for _ in range(self.every))
+        return max(ended + self.c.pause, self.began[i] + self.c.period)
 
 
 def _centralised(c: Calibration, algorithm: str, trainers: int, every: int, steps: int, seed: int) -> Predicted:
-    """Trainers push to the servers and wait for the answer; in the background, a thread does while training goes on."""
+    if algorithm == "fr_easgd":
+        servers = _Servers(c, every, trainers, seed)
+        servers.run(float("inf"), max(4, steps // every))
+        spans = [ends[len(ends) // 5 :] for ends in servers.ends]
+        means = [(span[-1] - span[0]) / (every * (len(span) - 1)) for span in spans if len(span) > 1]
+        mean = sum(means) / len(means)
+        return Predicted(mean, trainers * c.step / mean, float(every))
     rng = random.Random(seed)
-    up, down = _Link(c.server * c.servers), _Link(c.server * c.servers)
-    own = c.round_bytes / c.link if c.link else 0.0
-    clock = [rng.random() * c.step for _ in range(trainers)]  # when each trainer ended its last step
-    begin, done, rounds = [0.0] * trainers, [0] * trainers, [0] * trainers
-    queue = trainers * c.round_bytes / (c.server * c.servers) if c.server else 0.0
-    horizon = max(steps * c.step, 20 * queue)  # rounds are counted once the queue at the server is as long as it gets
-    events = [(clock[i], i, "go") for i in range(trainers)]
+    mean = sum(_times(c, rng) for _ in range(steps)) / steps
     if algorithm == "none":
-        events = []
-    heapq.heapify(events)
-    blocks = algorithm == "fr_easgd"
-    while events:
-        now, i, what = heapq.heappop(events)
-        if what == "go":  # a trainer begins `every` steps, or a thread its round
-            if blocks:
-                if done[i] >= steps:
-                    continue
-                now += sum(_times(c, rng) for _ in range(every))
-                done[i] += every
-                heapq.heappush(events, (now, i, "push"))
-                continue
-            if now > horizon:
-                continue
-            what = "push"
-        if what == "push":
-            heapq.heappush(events, (max(up.send(now, c.round_bytes), now + own), i, "answer"))
-        else:
-            back = max(down.send(now, c.round_bytes), now + own) + c.overhead
-            rounds[i] += int(0.25 * horizon < back <= horizon)
-            clock[i] = back
-            if blocks and done[i] <= steps // 10:
-                begin[i] = back
-            heapq.heappush(events, (back + (0.0 if blocks else c.pause), i, "go"))
-    if not blocks:
-        mean = sum(_times(c, rng) for _ in range(steps)) / steps
-        total = sum(rounds)
-        return Predicted(
-            mean, trainers * c.step / mean, 0.75 * horizon / mean * trainers / total if total else float("inf")
-        )
-    left = steps - steps // 10
-    mean = sum(end - start for end, start in zip(clock, begin, strict=True)) / trainers / left
-    return Predicted(mean, trainers * c.step / mean, float(every))
+        return Predicted(mean, trainers * c.step / mean, float("inf"))
+    queue = trainers * c.round_bytes / (c.server * c.servers) if c.server else 0.0
+    horizon = max(steps * c.step, 20 * queue)  # rounds are counted once as many are under way as ever will be
+    servers = _Servers(c, 0, trainers, seed)
+    servers.run(horizon, float("inf"))
+    total = sum(end > 0.25 * horizon for ends in servers.ends for end in ends)
+    gap = 0.75 * horizon / mean * trainers / total if total else float("inf")
+    return Predicted(mean, trainers * c.step / mean, gap)

@@ -10,7 +10,7 @@ import itertools
 import statistics
 from typing import Any
 
-from recloom_shadowsync.bench.links import Links
+from recloom_shadowsync.bench.links import Links, permitted
 from recloom_shadowsync.bench.team import Segment, median_step, run_team, step_seconds
 from recloom_shadowsync.simulator import Algorithm, Calibration, simulate
 
@@ -99,14 +99,14 @@ SCALED: tuple[tuple[str, Algorithm, int], ...] = (
 )  # fmt: skip
 
 
-def scaling(trainers: int, steps: int = 120) -> dict[str, dict[str, float]]:
+def scaling(trainers: int, steps: int = 400) -> dict[str, dict[str, float]]:
     """Return, by strategy, mean step seconds, their spread and the gap, of trainers on one server's 100 Mbit/s link."""
     segments = [toy(name, steps, **({"every": every} if every else {})) for name, _, every in SCALED]
     with Links([0.0] * trainers + [SERVER_MBIT]) as links:
         found = run_team(segments, trainers, links, server_place=trainers)
     rows = {}
     for (name, _, every), team in zip(SCALED, found, strict=True):
-        each = [step_seconds(rank) for rank in team]
+        each = [step_seconds(rank, steps // 4) for rank in team]  # once trainers that began together have drifted apart
         span = max(rank["times"][-1] for rank in team) - min(rank["times"][0] for rank in team)
         rounds = sum(rank["stats"].get("sync_rounds", 0) for rank in team)
         rows[f"{name}-{every}" if every else name] = {
@@ -119,13 +119,20 @@ def scaling(trainers: int, steps: int = 120) -> dict[str, dict[str, float]]:
 
 
 def calibrate(one: dict[str, dict[str, float]], two: dict[str, dict[str, float]]) -> Calibration:
-    """Return what the simulator needs, from one trainer (its step) and two (what the server's link gives when full)."""
+    """Return what the simulator needs, from one trainer (its step) and two.
+
+    Two trainers that wait for their rounds, of 5 steps each, hardly meet on the server's link: from what they wait
+    comes its rate. Two that synchronise in the background leave the link idle for as long as their throttle wants:
+    the time between their rounds is the least there is.
+    """
     size = 4.0 * WEIGHTS
-    rate = two["ShadowEASGD"]["rounds_per_second"] * size
-    wire = 2 * size / rate
+    waiting, background = two["FixedRateEASGD-5"], two["ShadowEASGD"]
+    round_ = 5 * (waiting["step"] - two["none"]["step"])
+    overhead = 0.0005
     return Calibration(
-        one["none"]["step"], 0.03, size, 0.0, rate, overhead=max(0.0005, one["ShadowEASGD"]["round"] - wire)
-    )
+        one["none"]["step"], 0.03, size, server=2 * size / max(1e-6, round_ - overhead), overhead=overhead,
+        period=2 / background["rounds_per_second"],
+    )  # fmt: skip
 
 
 def simulated(
@@ -162,22 +169,45 @@ NE_SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "shadow MA, rows: mean": ("ShadowMA", {"rows": "mean"}, {}),
     "fixed rate MA, 5": ("FixedRateMA", {}, {}),
     "fixed rate MA, 30": ("FixedRateMA", {"every": 30}, {}),
-    "overwrite": ("ShadowMA", {"rows": "mean", "write": "lerp", "alpha": 1.0, "min_interval": 0.3}, {}),
+    "overwrite": ("ShadowMA", {"rows": "mean", "write": "lerp", "alpha": 1.0}, {}),
     "no sync": ("none", {}, {}),
 }
+SLOW_SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "shadow MA, 50 Mbit/s": ("ShadowMA", {}, {}),
+    "lerp 0.5, 50 Mbit/s": ("ShadowMA", {"write": "lerp"}, {}),
+    "overwrite, 50 Mbit/s": NE_SETTINGS["overwrite"],
+}
+"""Where a round lasts several steps: what is learnt in that time is what the write back keeps or takes."""
 STEP = 0.01
 """Least seconds of a step where quality is measured: a round then falls on as few steps as with larger models."""
 
 
 def quality(seed: int, rows: int) -> dict[str, dict[str, float]]:
-    """Return test NE and sync gap of every setting: DLRM on generated clicks, two ranks, equal examples, one seed."""
+    """Return test NE, sync gap and staleness of every setting: DLRM on generated clicks, two ranks, equal examples.
+
+    Those on slow links only where links can be shaped.
+    """
+    found = _learnt(seed, rows, NE_SETTINGS, None)
+    if permitted():
+        return found
+    with Links([50.0, 50.0]) as links:
+        return found | _learnt(seed, rows, SLOW_SETTINGS, links)
+
+
+def _learnt(
+    seed: int, rows: int, settings: dict[str, tuple[str, dict[str, Any], dict[str, Any]]], links: Links | None
+) -> dict[str, dict[str, float]]:
     setting = {"seed": seed, "rows": rows, "batch": 256, "seconds": STEP}
     segments = [
         {"strategy": name, "options": options, "learn": {**setting, **more}}
-        for name, options, more in NE_SETTINGS.values()
+        for name, options, more in settings.values()
     ]
-    found = run_team(segments, 2, limit=3000.0)
+    found = run_team(segments, 2, links, limit=3000.0)
     return {
-        name: {"ne": team[0]["metrics"]["ne"], "gap": float(team[0]["stats"].get("sync_gap", 0.0))}
-        for name, team in zip(NE_SETTINGS, found, strict=True)
+        name: {
+            "ne": team[0]["metrics"]["ne"],
+            "gap": float(team[0]["stats"].get("sync_gap", 0.0)),
+            "staleness": float(team[0]["stats"].get("sync_staleness", 0.0)),
+        }
+        for name, team in zip(settings, found, strict=True)
     }
