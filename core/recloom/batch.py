@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from recloom.jagged import KeyedJaggedTensor, Sequences, map_tensors
+from recloom.history import Sequences
+from recloom.jagged import KeyedJaggedTensor, map_tensors
 
 __all__ = ["Batch", "KeyedJaggedTensor", "Sequences"]
 

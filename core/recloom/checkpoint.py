@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from recloom import intact, sharded_checkpoint
+from recloom import archives, sharded_checkpoint
 from recloom.errors import DataError, RecloomError
 
 RANDOM_STATE = "recloom_random_state"
@@ -61,12 +61,7 @@ def verify(path: str | Path) -> None:
 
 @functools.lru_cache(64)
 def _verify(path: Path, size: int, changed: int) -> None:
-    intact.check_zip(path, "Use an earlier one.")
-
-
-def consolidate(source: str | Path, target: str | Path) -> None:
-    """Write the checkpoint at `source`, sharded or not, as one plain file at `target`."""
-    sharded_checkpoint.write_file(read(source), Path(target))
+    archives.check(path, "Use an earlier one.")
 
 
 def to_primitives(value: Any) -> Any:

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from recloom.dcp_index import read_index
 from recloom.errors import DataError
 
 CHUNK_BYTES = 64 << 20  # largest piece of a tensor that a save or a load holds in memory twice
@@ -154,32 +155,6 @@ class _Loader(LoadPlanner):
         return
 
 
-# torch.distributed.checkpoint keeps its index as a pickle, which could run any code when read. This is all that such
-# an index is made of; the tensors themselves are read with weights_only=True, and pickled objects are refused.
-_ALLOWED = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
-        *("StorageMeta", "_MEM_FORMAT_ENCODING"),
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    *(("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
-    *(("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float64, torch.int64, torch.int32)),
-}
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no index of shards needs")
-        return super().find_class(module, name)
-
-
 class _Reader(FileSystemReader):
     """Reads a folder whose index has been read already."""
 
@@ -189,22 +164,6 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self) -> dcpmeta.Metadata:  # type: ignore[override]
         return self._index
-
-
-def read_index(folder: Path) -> dcpmeta.Metadata:
-    """Return the index of the shards in `folder`; DataError if there is none, or it holds more than an index."""
-    try:
-        with (folder / ".metadata").open("rb") as file:
-            found = _IndexUnpickler(file).load()
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder}: the shards of this checkpoint are not here", "Copy the .ckpt.shards folder beside the file."
-        ) from None
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise DataError(f"{folder}: not an index that can be read safely: {error}", "Use an earlier one.") from error
-    if not isinstance(found, dcpmeta.Metadata):
-        raise DataError(f"{folder}: its .metadata is not an index of shards", "Use an earlier checkpoint.")
-    return found
 
 
 def save(folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]], group: dist.ProcessGroup | None = None) -> None:

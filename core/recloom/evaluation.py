@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -54,3 +56,18 @@ class EvaluationMetrics(nn.Module):
             if isinstance(module, Metric):
                 module.reset()
         return values
+
+
+def window_metrics(rows: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """Return loss, NE and AUC of some training batches, each its logits, labels and weights (or None)."""
+    logits = torch.cat([row[0] for row in rows]).float()
+    labels = torch.cat([row[1] for row in rows])
+    weights = None if rows[0][2] is None else torch.cat([row[2] for row in rows])  # type: ignore[misc]
+    if weights is not None:
+        weights = weights.view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)
+    total = torch.tensor(labels.numel(), dtype=torch.float64) if weights is None else weights.double().sum()
+    loss = metrics.log_loss_sum(logits, labels, weights) / total
+    mean = (labels.double() if weights is None else labels.double() * weights).sum() / total
+    flat = None if weights is None else weights.reshape(-1)
+    auc = metrics.auroc(logits.reshape(-1), labels.reshape(-1), flat)
+    return {"train_loss": loss, "train_ne": loss / metrics.entropy(mean), "train_auc": auc}

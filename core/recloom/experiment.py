@@ -21,71 +21,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from recloom import __version__, machine
+from recloom.claims import CLAIM_HEADER, Claim, Target, claim_table
 from recloom.document import Report, write_text
+
+__all__ = ["CLAIM_HEADER", "Budget", "Claim", "Experiment", "Lab", "Target", "claim_table", "run_experiment"]
 
 T = TypeVar("T")
 Budget = Literal["small", "full"]
-
-_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-_ONE_SIDED = re.compile(rf"\s*(>=|<=|>|<)\s*{_NUMBER}\s*")
-_RANGE = re.compile(rf"\s*{_NUMBER}\s*\.\.\s*{_NUMBER}\s*")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A range that a measured number must lie in.
-
-    Args:
-        text: ">= 1.0", "<= 1.015", "> 0", "< 0", or "0.9 .. 1.1" (both ends included).
-    """
-
-    text: str
-
-    def __post_init__(self) -> None:
-        if not (_ONE_SIDED.fullmatch(self.text) or _RANGE.fullmatch(self.text)):
-            raise ValueError(f"target {self.text!r} is neither a comparison ('>= 1.0') nor a range ('0.9 .. 1.1')")
-
-    def holds(self, measured: float) -> bool:
-        """Return whether `measured` lies in the range; a NaN lies in none."""
-        if match := _ONE_SIDED.fullmatch(self.text):
-            bound = float(match[2])
-            return {
-                ">=": measured >= bound,
-                "<=": measured <= bound,
-                ">": measured > bound,
-                "<": measured < bound,
-            }[match[1]]
-        low, high = (float(end) for end in self.text.split(".."))
-        return low <= measured <= high
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement of a paper, with what was measured of it in this run.
-
-    Args:
-        id: Short and stable, by which reports and tests refer to it.
-        claim: The statement in one sentence.
-        measured: The number measured in this run.
-        target: The range that makes the claim hold (see `Target`).
-        unit: Unit of `measured`, `paper` and `target`; "" for a ratio.
-        paper: The published figure, or None if there is none to compare with.
-    """
-
-    id: str
-    claim: str
-    measured: float
-    target: str
-    unit: str = ""
-    paper: float | None = None
-
-    def __post_init__(self) -> None:
-        Target(self.target)
-
-    @property
-    def holds(self) -> bool:
-        """Whether `measured` meets `target`."""
-        return Target(self.target).holds(self.measured)
 
 
 def _say_nothing(message: str) -> None:
@@ -217,17 +159,6 @@ def run_experiment(
     report.save(out)
     write_text(out / "claims.json", json.dumps(rows, indent=1) + "\n")
     return rows
-
-
-CLAIM_HEADER = ("claim", "paper", "measured", "target", "unit", "holds")
-
-
-def claim_table(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Return the rows of claims.json as cells under `CLAIM_HEADER`."""
-    return [
-        (f"{row['id']}: {row['claim']}", *(row[name] for name in CLAIM_HEADER[1:-1]), "yes" if row["holds"] else "NO")
-        for row in rows
-    ]
 
 
 def _row(claim: Claim, seeds: Sequence[int], where: str, seconds: float) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Jagged tensors: categorical ids of several features, and behaviour sequences, any number of them a sample.
+"""Jagged tensors: categorical ids of several features, any number of them a sample.
 
-Layouts are TorchRec's: a KeyedJaggedTensor is key-major, all samples of the first key, then all of the second.
-Letters in shape comments: B rows, F features, L sequence length, N values, K aligned ids of a step.
+The layout is TorchRec's: a KeyedJaggedTensor is key-major, all samples of the first key, then all of the second.
+Letters in shape comments: B rows, F features, N values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -170,89 +170,6 @@ class KeyedJaggedTensor:
         return f"KeyedJaggedTensor({len(self.keys)} keys x {self.stride} rows, {kind})"
 
 
-@dataclass
-class Sequences:
-    """Behaviour histories: for each sample a number of steps, each step one id of every key.
-
-    Args:
-        keys: Names of the aligned ids of a step (item, category, behaviour), K of them.
-        values: N x K ids; the steps of sample 0, oldest first, then those of sample 1, ...
-        offsets: B+1 bounds of the samples in `values`.
-        timestamps: N times of the steps in integer seconds, or None.
-    """
-
-    keys: list[str]
-    values: Tensor
-    offsets: Tensor
-    timestamps: Tensor | None = None
-
-    @property
-    def lengths(self) -> Tensor:
-        """B counts of steps."""
-        return self.offsets.diff()
-
-    @property
-    def longest(self) -> int:
-        """The longest history of the batch, in steps."""
-        return int(self.lengths.max()) if len(self.offsets) > 1 else 0
-
-    def padded(self, length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return (B x L x K ids, B x L mask of the places that hold a step).
-
-        The latest step is always at place L-1: shorter histories are padded with 0 in front, longer ones keep their
-        latest L steps. L is the longest history of the batch unless `length` says otherwise.
-        """
-        index, mask = self._places(length)
-        if len(self.values) == 0:
-            return self.values.new_zeros(*mask.shape, len(self.keys)), mask
-        return self.values[index] * mask[..., None], mask
-
-    def gaps(self, now: Tensor, length: int | None = None) -> Tensor:
-        """Return B x L seconds from each step to `now` (B times in seconds), float32; 0 where there is no step."""
-        index, mask = self._places(length)
-        assert self.timestamps is not None, "these histories have no times"
-        if len(self.values) == 0:
-            return mask.float()
-        return ((now[:, None] - self.timestamps[index]) * mask).float()
-
-    def _places(self, length: int | None) -> tuple[Tensor, Tensor]:
-        """Return (B x L places of the padded view's steps in `values`, B x L mask)."""
-        width = self.longest if length is None else length
-        place = torch.arange(-width, 0, device=self.offsets.device)
-        mask = place >= -self.lengths[:, None]
-        return (self.offsets[1:, None] + place).clamp(min=0), mask
-
-    def rows(self, start: int, end: int) -> Sequences:
-        """Return the histories of samples start..end-1, with int64 ids."""
-        first, last = int(self.offsets[start]), int(self.offsets[end])
-        return Sequences(
-            self.keys,
-            self.values[first:last].to(torch.int64),
-            self.offsets[start : end + 1] - self.offsets[start],
-            None if self.timestamps is None else self.timestamps[first:last],
-        )
-
-    @staticmethod
-    def concat(parts: Sequence[Sequences]) -> Sequences:
-        """Return the histories of `parts`, which have the same keys, one after the other."""
-        lengths = torch.cat([part.lengths for part in parts])
-        times = [part.timestamps for part in parts if part.timestamps is not None]
-        return Sequences(
-            parts[0].keys,
-            torch.cat([part.values for part in parts]),
-            torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
-            torch.cat(times) if times else None,
-        )
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Sequences:
-        """Return a copy on `device`."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Sequences:
-        """Return a copy in pinned memory."""
-        return map_tensors(self, lambda tensor: tensor.pin_memory())
-
-
 def map_tensors(holder: Any, function: Any) -> Any:
     """Return `holder` (a dataclass of tensors, and of things that hold tensors) with `function` applied to each."""
 
@@ -261,7 +178,7 @@ def map_tensors(holder: Any, function: Any) -> Any:
             return function(value)
         if isinstance(value, KeyedJaggedTensor):
             return value._map(function)
-        if isinstance(value, Sequences):
+        if is_dataclass(value) and not isinstance(value, type):
             return map_tensors(value, function)
         if isinstance(value, dict):
             return {name: apply(item) for name, item in value.items()}

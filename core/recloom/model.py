@@ -1,4 +1,4 @@
-"""The LightningModule of ranking models, and the open slots that several models have in common."""
+"""The LightningModule of ranking models."""
 
 from __future__ import annotations
 
@@ -13,39 +13,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recloom import checkpoint, metrics, sharded_checkpoint
+from recloom import checkpoint, sharded_checkpoint
 from recloom.batch import Batch
-from recloom.evaluation import EvaluationMetrics
+from recloom.evaluation import EvaluationMetrics, window_metrics
 from recloom.features import FeatureSchema
+from recloom.interaction import Interaction, InteractionFactory
 from recloom.nodes import refuse_leaks
-from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter
+from recloom.optim import OptimizerConfig, build_optimizer, clip_dense_norm, is_row_parameter, scheduled
 from recloom.plugins import host
 from recloom.sequence import AuxiliaryLoss, histories_of, take_auxiliary_losses
 from recloom.strategy import prepare_for_ddp
 
-
-class Interaction(nn.Module, ABC):
-    """Combines a sample's vectors into one: the slot `interaction` of a model.
-
-    Args:
-        num_vectors: Number of vectors a sample, F. Vector 0 is the dense arch's output where a model has one.
-        embedding_dim: Their width, D.
-    """
-
-    output_dim: int
-    """Width of the output; set by the subclass's constructor."""
-
-    def __init__(self, num_vectors: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.num_vectors = num_vectors
-        self.embedding_dim = embedding_dim
-
-    @abstractmethod
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Map B x F x D to B x output_dim."""
-
-
-InteractionFactory = Callable[[int, int], Interaction]
+__all__ = ["Interaction", "InteractionFactory", "RankingModule"]
 
 
 class RankingModule(LightningModule, ABC):
@@ -130,11 +109,7 @@ class RankingModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer over dense and sparse groups, with the learning-rate policy if there is one."""
-        optimizer, policy = build_optimizer(self, self.optimizer_config)
-        if policy is None:
-            return optimizer
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, policy)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled(*build_optimizer(self, self.optimizer_config))
 
     def configure_gradient_clipping(
         self,
@@ -253,22 +228,9 @@ class RankingModule(LightningModule, ABC):
             self.log(f"{stage}_{name}", value.float(), prog_bar=name in shown, sync_dist=False)
 
     def _log_window(self) -> None:
-        now = time.perf_counter()
-        logits = torch.cat([row[0] for row in self._window]).float()
-        labels = torch.cat([row[1] for row in self._window])
-        weights = None if self._window[0][2] is None else torch.cat([row[2] for row in self._window])  # type: ignore[misc]
-        if weights is not None:
-            weights = weights.view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)
-        total = torch.tensor(labels.numel(), dtype=torch.float64) if weights is None else weights.double().sum()
-        loss = metrics.log_loss_sum(logits, labels, weights) / total
-        mean = (labels.double() if weights is None else labels.double() * weights).sum() / total
-        flat = None if weights is None else weights.reshape(-1)
-        values = {
-            "train_loss": loss,
-            "train_ne": loss / metrics.entropy(mean),
-            "train_auc": metrics.auroc(logits.reshape(-1), labels.reshape(-1), flat),
-            "samples_per_second": torch.tensor(len(logits) / max(now - self._window_start, 1e-9)),
-        }
+        seconds = max(time.perf_counter() - self._window_start, 1e-9)
+        values = window_metrics(self._window)
+        values["samples_per_second"] = torch.tensor(sum(len(logits) for logits, *_ in self._window) / seconds)
         for name, value in values.items():
             self.log(name, value.float(), prog_bar=name != "train_loss")
         self._window, self._window_start = [], time.perf_counter()

@@ -76,7 +76,10 @@ class NodeVectors:
             sizes, as_of = dict(facts["tables"]), int(facts["as_of"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a description of node vectors: {error!r}", "Write them again.") from error
-        tables = {name: _read(path.with_name(f"{name}.npy"), size) for name, size in sizes.items()}
+        hint = "Write the node vectors again."
+        tables = {
+            name: _read(intact.inside(path.parent, f"{name}.npy", path, hint), size) for name, size in sizes.items()
+        }
         return cls(tables, as_of, facts.get("info", {}))
 
 

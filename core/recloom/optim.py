@@ -234,3 +234,11 @@ def clip_dense_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     dense = [p for p in parameters if not is_row_parameter(p) and p.grad is not None and not p.grad.is_sparse]
     return nn.utils.clip_grad_norm_(dense, max_norm)
+
+
+def scheduled(optimizer: torch.optim.Optimizer, policy: list[Callable[[int], float]] | None) -> Any:
+    """Return what `LightningModule.configure_optimizers` is to return, for a policy of the learning rate or none."""
+    if policy is None:
+        return optimizer
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, policy)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

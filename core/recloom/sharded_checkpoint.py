@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from recloom import dcp
+from recloom import dcp, intact
 from recloom.dcp import RowSpans
+from recloom.dcp_index import read_index
 
 KEY = "recloom_shards"
 
@@ -57,7 +58,9 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
 def take_folder(checkpoint: dict[str, Any], path: Path) -> Path | None:
     """Remove the note about shards from `checkpoint`, read from `path`; return their folder, or None."""
     note = checkpoint.pop(KEY, None)
-    return None if note is None else path.parent / note["folder"]
+    if note is None:
+        return None
+    return intact.inside(path.parent, str(note["folder"]), path, "Use an earlier one.")
 
 
 def complete(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def complete(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if folder is None:
         return checkpoint
     wholes: dict[str, tuple[Tensor, RowSpans]] = {}
-    for name, stored in dcp.read_index(folder).state_dict_metadata.items():
+    for name, stored in read_index(folder).state_dict_metadata.items():
         assert isinstance(stored, TensorStorageMetadata)
         wholes[name] = torch.empty(stored.size, dtype=stored.properties.dtype), RowSpans.all(stored.size[0])
     dcp.load(folder, wholes)
@@ -101,7 +104,7 @@ def state_name(optimizer: int, parameter: int, key: str) -> str:
 def stored_states(folder: Path, optimizer: int, parameter: int) -> Iterator[tuple[str, TensorStorageMetadata]]:
     """Yield (key, size and type) of the states of an optimizer's parameter in `folder`."""
     prefix = state_name(optimizer, parameter, "")
-    for name, stored in dcp.read_index(folder).state_dict_metadata.items():
+    for name, stored in read_index(folder).state_dict_metadata.items():
         if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata):
             yield name.removeprefix(prefix), stored
 

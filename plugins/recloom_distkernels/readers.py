@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from recloom import archives
 from recloom.data.manifest import MANIFEST
 from recloom.errors import DataError, suggest
 from recloom_distkernels.samplesets import SampleSets
@@ -68,16 +69,11 @@ def read_groups(
 
 def read_npz(path: Path) -> GroupTable:
     """Read a set an array of an .npz file; the arrays' names are the sets'."""
+    arrays = archives.read_arrays(path, "Write it by numpy.savez(FILE, a=..., b=...).", compressed=True)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays.files)
-            sets = SampleSets.from_list([arrays[name] for name in names], names)
+        sets = SampleSets.from_list(list(arrays.values()), list(arrays))
     except DataError as error:
         raise DataError(f"{path}: {error.message}", error.hint) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: not an .npz file of arrays of numbers: {error}", "Write it by numpy.savez(FILE, a=..., b=...)."
-        ) from error
     return GroupTable(sets, None, tuple(f"x{i}" for i in range(sets.dim)))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recloom import checkpoint
 from recloom.errors import DataError, RecloomError
 from recloom.loading import build_model
 from recloom_dlrm.interactions import DotInteraction
@@ -82,10 +83,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     scalars.append((np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"))
     scalars.append((np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"))
     try:
+        checkpoint.verify(path)
         with torch.serialization.safe_globals(scalars):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file", "Name a file that torch.save wrote.") from None
+    except DataError:
+        raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... by how the file is broken
         cause = str(error).strip().split("\n")[0]
         raise DataError(f"{path}: no weights that can be read safely: {cause}", "Save a state dict.") from error

@@ -17,7 +17,7 @@ from recloom.data.streams.stream import EventStream
 from recloom.data.streams.window import EventWindow, windows
 from recloom.errors import DataError, RecloomError
 from recloom.features import FeatureSchema
-from recloom.optim import OptimizerConfig, build_optimizer
+from recloom.optim import OptimizerConfig, build_optimizer, scheduled
 from recloom.plugins import host
 from recloom_edge.evaluate import Evaluation, Protocol
 
@@ -112,11 +112,7 @@ class StreamModel(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer over dense and sparse groups, with the learning-rate policy if there is one."""
-        optimizer, policy = build_optimizer(self, self.optimizer_config)
-        if policy is None:
-            return optimizer
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, policy)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled(*build_optimizer(self, self.optimizer_config))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then tell plugins."""

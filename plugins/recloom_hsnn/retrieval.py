@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recloom import archives
 from recloom.errors import RecloomError
 from recloom.retrieval.index import Filter, Floats, Found, Ids, Parts, RetrievalIndex, best
 from recloom_hsnn.levels import Effort, Levels
@@ -99,8 +100,7 @@ class HSNNIndex(RetrievalIndex):
 
     def load(self, folder: Path) -> Self:
         """Read what `save` wrote."""
-        with np.load(folder / "nodes.npz", allow_pickle=False) as found:
-            tables = dict(found)
+        tables = archives.read_arrays(folder / "nodes.npz", "Build the index anew.")
         scored = [tables.pop(f"scored{level}") for level in range(sum(name.startswith("scored") for name in tables))]
         self._set_tree(Tree.of(tables))
         self.lists = NodeLists.load(folder / "lists.faiss")

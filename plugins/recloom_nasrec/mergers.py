@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recloom.search.operators import Operator, Piece, Pieces, SlicedLinear, SlicedNorm, Slices
 from recloom.search.program import Program
 from recloom.search.slices import part
-from recloom_nasrec.dense_operators import lower_norm, norm_slices, normed
+from recloom_nasrec.products import lower_norm, norm_slices, normed
 
 SPLITS = 8  # tokens that features are made into
 

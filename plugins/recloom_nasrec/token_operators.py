@@ -10,13 +10,13 @@ from torch import Tensor
 
 from recloom.search.operators import Operator, Pieces, SlicedLinear, SlicedNorm, Slices
 from recloom.search.program import Program
-from recloom_nasrec.dense_operators import lower_norm, norm_slices, normed
+from recloom_nasrec.products import Product, lower_norm, norm_slices, normed
 
 HEADS = 8
 NORM_SCALE = 0.17  # initial weight of the transformer's normalisations, as published
 
 
-class EFC(Operator):
+class EFC(Product):
     """Embedding fully connected: ReLU(norm(W x + b)) along the tokens, the same for each of the D columns.
 
     Args:
@@ -27,19 +27,8 @@ class EFC(Operator):
     """
 
     def __init__(self, num_tokens: int, width: int, dim: int, norm: bool) -> None:
-        super().__init__()
+        super().__init__(num_tokens, width, norm)
         self.dim = dim
-        self.linear = SlicedLinear(num_tokens, width, bias=not norm)
-        self.norm = SlicedNorm(width) if norm else None
-
-    def forward(self, *inputs: Pieces, width: int) -> Tensor:
-        """Return B x D x width of one input, B x D x N."""
-        return F.relu(normed(self.norm, self.linear.pieces(inputs[0], slice(0, width))))
-
-    def slices(self, *inputs: Pieces, width: int) -> Slices:
-        """Return the rows of the width and the columns of the pieces."""
-        rows = slice(0, width)
-        return self.linear.slices(inputs[0], rows, "linear") | norm_slices(self.norm, rows)
 
     def lower(self, program: Program, inputs: Sequence[int], name: str, group: str) -> int:
         """Add the product, of D vectors, and what follows it."""

@@ -154,7 +154,8 @@ class PIMSpace(SearchSpace):
         return self.space.program(self.space.canonical(self.model(genotype)), schema)
 
     def model_config(self, genotype: Genotype) -> dict[str, Any]:
-        """Return the model as an OnCrossbars."""
+        """Return the model as an OnCrossbars; of the canonical genotype: bits of what is dead say nothing."""
+        genotype = self.canonical(genotype)
         crossbars = dataclasses.asdict(self.crossbars(genotype))
         crossbars["bits"] = {group: list(pair) for group, pair in crossbars["bits"].items()}
         init_args = {

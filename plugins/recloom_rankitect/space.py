@@ -136,14 +136,14 @@ class BlockSpace(ComposedSpace):
         return (*found, True, True)
 
     def graph(self, genotype: Genotype) -> Graph:
-        """Return what a genotype stands for, dead nodes too."""
+        """Return what a genotype stands for, dead nodes too; the head reads a result once if both choices name it."""
         nodes, head = self.split(genotype)
         found = []
         for i, (block, width, left, right) in enumerate(nodes):
             name, sources = f"n{i + 1}", (left, right) if self.binary[block] else (left,)
             chosen = self.widths[width] if self.sized[block] else 0
             found.append(Node(self.blocks[block], sources, chosen, name, gates=(name,)))
-        return Graph(tuple(found), tuple(head))
+        return Graph(tuple(found), tuple(dict.fromkeys(head)))
 
     def model_config(self, genotype: Genotype) -> dict[str, Any]:
         """Return the candidate as a GraphModel."""

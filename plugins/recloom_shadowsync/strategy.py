@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -14,12 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn  # type: ignore[attr-defi
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
-from recloom.checkpoint import RANDOM_STATE
 from recloom.sync import SyncAlgorithm
-from recloom_shadowsync import checkpoints
 from recloom_shadowsync.algorithms import MA
-from recloom_shadowsync.apart import ApartStrategy
 from recloom_shadowsync.callback import SyncCallback
+from recloom_shadowsync.checkpointing import ReplicaCheckpoints
 from recloom_shadowsync.compression import Compression
 from recloom_shadowsync.launcher import ShadowLauncher
 from recloom_shadowsync.replica import Rows, Write
@@ -28,7 +25,7 @@ from recloom_shadowsync.session import OnPeerLoss
 from recloom_shadowsync.weights import Tables, Weights
 
 
-class ShadowSyncStrategy(ApartStrategy):
+class ShadowSyncStrategy(ReplicaCheckpoints):
     """Every rank trains a replica of its own; replicas are synchronised beside training, or every k steps.
 
     No collective runs on the main thread from the first batch to the last, unless tables are sharded. Ranks may have
@@ -235,63 +232,3 @@ class ShadowSyncStrategy(ApartStrategy):
     def stats(self) -> dict[str, float]:
         """Return this rank's figures of the fit: rounds, sync gap, staleness, bytes, parallelism."""
         return self._figures or ({} if self._run is None else self._run.stats())
-
-    # Checkpoints
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the model that replicas agree on; before and after training, the weights."""
-        state = super().lightning_module_state_dict()
-        if self._run is not None and self._training:
-            assert self._weights is not None
-            state = self._weights.with_model(state, self._run.replica.copies()[0])
-        return state
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint: rank 0 the file with the agreed model, every other rank what is its own."""
-        if self._run is None:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
-        checkpoint[checkpoints.KEY] = self._run.state_dict()
-        super().save_checkpoint(checkpoint, filepath, storage_options)
-        if self.global_rank:
-            assert self._weights is not None
-            self._weights.drop_shared(checkpoint)
-            checkpoints.write_part(checkpoint, Path(filepath), self.global_rank)
-
-    def remove_checkpoint(self, filepath: str | Path) -> None:
-        """Remove the file, and what ranks wrote beside it."""
-        super().remove_checkpoint(filepath)
-        if self.is_global_zero:
-            checkpoints.remove_parts(Path(filepath))
-
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the checkpoint's file and, to train on, what this rank wrote beside it."""
-        loaded = super().load_checkpoint(checkpoint_path, weights_only)
-        assert self.lightning_module is not None
-        if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:
-            return loaded
-        world = dist.get_world_size()
-        own = checkpoints.read_part(loaded, Path(checkpoint_path), self.global_rank, world)
-        if own is None:
-            if checkpoints.KEY in loaded:
-                rank_zero_warn("not all ranks' own states are in the checkpoint: those go on from the agreed model")
-            return loaded
-        assert self._weights is not None
-        if self.global_rank:
-            self._weights.take_shared(own, loaded)
-        if len(own.get(RANDOM_STATE, [])) == 1:
-            own[RANDOM_STATE] = own[RANDOM_STATE] * world
-        self._restored = own[checkpoints.KEY]
-        return own
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load the agreed model, and over it this rank's own replica."""
-        super().load_model_state_dict(checkpoint, strict)
-        if self._restored is not None and self._weights is not None:
-            self._weights.load_replica(self._restored)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load the optimizers' states; those that ranks share go into the memory that they share."""
-        super().load_optimizer_state_dict(checkpoint)
-        if self._weights is not None:
-            self._weights.share_states(self.optimizers)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from recloom import plots
 from recloom.document import Report
 from recloom.experiment import Budget, Claim, Experiment, Lab
 from recloom_tsl import compare
 from recloom_tsl.compare import NO_HISTORY, Contender, Setting
+from recloom_tsl.figures import Runs, auc, interval, mean, over_oracle, tell_cost
 
 TERMS = (0, 10, 20, 30)
 GENERATED = Setting(256, 1, 16, (64, 32), {"dense": "Adam", "dense_lr": 0.002, "sparse": "adagrad", "sparse_lr": 0.05})
@@ -37,7 +35,6 @@ SCOPE: dict[Budget, str] = {
     "full": "2 million generated histories of up to 50 steps, and with --data a log in the reference's Taobao "
     "setting (batch 256, one epoch): hours on two cores.",
 }
-Runs = dict[str, list[dict[str, Any]]]
 
 
 class TSLExperiment(Experiment):
@@ -68,7 +65,7 @@ class TSLExperiment(Experiment):
                 "--windows-per-user 10 --negatives uniform:1 --split users:0.6,0.1,0.3 --no-user`, then "
                 "`recloom reproduce tsl --seeds 0,1,2 --data DIR`."
             )
-        _cost(lab, report)
+        tell_cost(lab, report)
         return claims
 
 
@@ -158,11 +155,11 @@ def _periodic(lab: Lab, report: Report) -> list[Claim]:
         rows.append(
             (
                 name,
-                _auc(runs),
-                _auc(other) if other else "",
-                _over_oracle(runs),
-                _over_oracle(other) if other else "",
-                f"{_mean(runs, 'seconds'):.0f}",
+                auc(runs),
+                auc(other) if other else "",
+                over_oracle(runs),
+                over_oracle(other) if other else "",
+                f"{mean(runs, 'seconds'):.0f}",
             )
         )
     header = ("model", "AUC, places", "AUC, time gaps", "NE / oracle's, places", "NE / oracle's, gaps", "seconds")
@@ -171,7 +168,7 @@ def _periodic(lab: Lab, report: Report) -> list[Claim]:
         "periodic",
         plots.bars(
             {
-                n: _mean(r, "auc")
+                n: mean(r, "auc")
                 for n, r in {
                     **{f"{n}": r for n, r in places.items()},
                     **{f"{n} + gaps": r for n, r in gaps.items()},
@@ -183,10 +180,10 @@ def _periodic(lab: Lab, report: Report) -> list[Claim]:
     )
     claims = []
     for name in ("TSL", "DIN", "BST"):
-        margin = _mean(gaps[name], "auc") - _mean(places[name], "auc")
+        margin = mean(gaps[name], "auc") - mean(places[name], "auc")
         text = f"real time gaps beat places where time matters ({name}: AUC with gaps - with places)"
         claims.append(Claim(f"gaps-{name.lower()}", text, margin, ">= 2", "points"))
-    margin = _mean(places["TSL"], "auc") - _mean(places[NO_HISTORY], "auc")
+    margin = mean(places["TSL"], "auc") - mean(places[NO_HISTORY], "auc")
     claims.append(Claim("history", "TSL makes use of the history (AUC - that of no history)", margin, ">= 5", "points"))
     return claims
 
@@ -204,24 +201,24 @@ def _logged(lab: Lab, report: Report) -> list[Claim]:
     )
     if not runs[NO_HISTORY][0]["groups"]:
         report.table(
-            ("model", "test AUC, %", "test NE"), [(n, _auc(r), round(_mean(r, "ne"), 4)) for n, r in runs.items()]
+            ("model", "test AUC, %", "test NE"), [(n, auc(r), round(mean(r, "ne"), 4)) for n, r in runs.items()]
         )
         return []
     resampled = {name: compare.user_bootstrap(found) for name, found in runs.items()}
     rows = [
         (
             name,
-            _auc(found),
-            _interval(resampled[name] - resampled[NO_HISTORY]),
-            _interval(resampled[name] - resampled["mean"]),
-            round(_mean(found, "ne"), 4),
+            auc(found),
+            interval(resampled[name] - resampled[NO_HISTORY]),
+            interval(resampled[name] - resampled["mean"]),
+            round(mean(found, "ne"), 4),
         )
         for name, found in runs.items()
     ]
     header = ("model", "test AUC, %", "against no history", "against mean pooling", "test NE")
     report.table(header, rows, "Differences of AUC in points, with 95% intervals over users.")
-    best = max(_mean(runs[name], "auc") for name in ("TSL", "TSL dot", "TBSM"))
-    gain = best - _mean(runs[NO_HISTORY], "auc")
+    best = max(mean(runs[name], "auc") for name in ("TSL", "TSL dot", "TBSM"))
+    gain = best - mean(runs[NO_HISTORY], "auc")
     return [
         Claim("log-auc", "the best of TSL and TBSM on the log (user-disjoint)", best, ">= 83.0", "% AUC"),
         Claim(
@@ -232,45 +229,3 @@ def _logged(lab: Lab, report: Report) -> list[Claim]:
             "points",
         ),
     ]
-
-
-def _cost(lab: Lab, report: Report) -> None:
-    """Measure the encoders' cost against the length of the history."""
-    from recloom_tsl.cost import LENGTHS, Cost, cost_table, growth
-
-    rows = [Cost(*row) for row in lab.once("cost", lambda: [dataclasses.astuple(row) for row in cost_table()])]
-    names = list(dict.fromkeys(row.encoder for row in rows))
-    report.section("Cost against the length of the history")
-    report.text("A training step (forward and backward) of the encoder alone, a sample; batch 64, steps of width 32.")
-    header = ("encoder", *(f"L = {length}" for length in LENGTHS))
-    for caption, column in (
-        ("Median time in microseconds.", [round(row.microseconds, 1) for row in rows]),
-        (
-            "Thousands of floating-point operations of matrix products and attention.",
-            [round(row.flops / 1e3) for row in rows],
-        ),
-        ("Peak memory in KiB.", [round(row.peak_bytes / 1024) for row in rows]),
-    ):
-        pairs = list(zip(rows, column, strict=True))
-        report.table(header, [(n, *(v for row, v in pairs if row.encoder == n)) for n in names], caption)
-    powers = {name: round(growth(rows, name), 2) for name in names}
-    report.facts(powers, ("encoder", f"time grows as L to the power of (from {LENGTHS[-2]} to {LENGTHS[-1]})"))
-
-
-def _mean(runs: list[dict[str, Any]], key: str) -> float:
-    return statistics.fmean(run[key] for run in runs)
-
-
-def _auc(runs: list[dict[str, Any]]) -> str:
-    values = [run["auc"] for run in runs]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def _over_oracle(runs: list[dict[str, Any]]) -> str:
-    return f"{statistics.fmean(run['ne'] / run['oracle_ne'] for run in runs):.3f}"
-
-
-def _interval(differences: Any) -> str:
-    low, high = np.quantile(differences, (0.025, 0.975))
-    return f"{differences.mean():+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -115,10 +115,8 @@ def test_shards_are_beside_the_file_and_only_the_last_are_kept(runs, tmp_path):
     (folder,) = (runs / "hybrid.ckpt.shards").iterdir()
     assert sorted(file.name for file in folder.iterdir()) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
     assert "sparse_arch.weight" not in torch.load(runs / "hybrid.ckpt", weights_only=True)["state_dict"]
-    checkpoint.consolidate(runs / "hybrid.ckpt", tmp_path / "plain.ckpt")
-    plain = torch.load(tmp_path / "plain.ckpt", weights_only=True)
-    assert plain["state_dict"]["sparse_arch.weight"].shape == (1040, 8)
-    assert not sharded_checkpoint.folder_of(tmp_path / "plain.ckpt").exists()
+    whole = checkpoint.read(runs / "hybrid.ckpt")
+    assert whole["state_dict"]["sparse_arch.weight"].shape == (1040, 8)
 
 
 def test_a_checkpoint_moved_without_its_shards_or_damaged_is_explained(runs, tmp_path):

@@ -92,7 +92,7 @@ class RecloomCLI(LightningCLI):
         config["run_dir"] = str(choice.path)
         config["weights_only"] = True
         if choice.checkpoint is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-            checkpoint.verify(choice.checkpoint)  # Lightning reads it, and compares no checksum
+            checkpoint.read(choice.checkpoint, whole=False)  # Lightning reads it too, and compares no checksum
         config["ckpt_path"] = None if choice.checkpoint is None else str(choice.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -7,22 +7,18 @@ workers doesn't change it, and a position in it is two numbers, so a run resumes
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
-from multiprocessing import forkserver
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from recloom.batch import Batch
 from recloom.data.plan import EpochPlan, RankSplit
+from recloom.data.workers import Blocks, Order, as_is, end_with_parent, load, start_server
 from recloom.errors import DataError, RecloomError
 
 _LOG = logging.getLogger(__name__)
@@ -81,11 +77,11 @@ class BatchLoader:
         self._length = len(plan)
         if plan.used < plan.total and rank == 0:
             _LOG.info("%s of %s rows of an epoch do not fill a batch", f"{plan.total - plan.used:,}", f"{plan.total:,}")
-        self._order = _Order()
+        self._order = Order()
         self._num_workers, self._prefetch = num_workers, prefetch
         self._workers: DataLoader | None = None
         self._running: weakref.ref[Generator[Any]] | None = None
-        self._start_method = _start_server() if num_workers else ""
+        self._start_method = start_server() if num_workers else ""
 
     def __len__(self) -> int:
         return self._length
@@ -183,82 +179,18 @@ class BatchLoader:
     def _loaded(self) -> Iterator[Any]:
         """Return the blocks of `self._order`, each a Batch or an error."""
         if not self._num_workers:
-            return (_load(self.source, item) for item in self._order)
+            return (load(self.source, item) for item in self._order)
         if self._workers is None:
             self._workers = DataLoader(
-                _Blocks(self.source),
+                Blocks(self.source),
                 batch_size=None,
                 sampler=self._order,
                 num_workers=self._num_workers,
-                collate_fn=_as_is,
+                collate_fn=as_is,
                 multiprocessing_context=self._start_method,
                 generator=torch.Generator(),  # or each iteration would draw from the global one
                 persistent_workers=True,
                 prefetch_factor=self._prefetch,
-                worker_init_fn=_end_with_parent,
+                worker_init_fn=end_with_parent,
             )
         return iter(self._workers)
-
-
-def _end_with_parent(worker: int) -> None:
-    """Make a worker end when the training process does, however that dies; else a `kill -9` leaves workers behind.
-
-    torch's own watchdog looks at the parent's process id: that of the fork server, which lives as long as its workers.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class _Order:
-    """The sampler of the workers' DataLoader: the blocks of an epoch, set before each iteration."""
-
-    def __init__(self) -> None:
-        self.items: list[tuple[int, int]] = []
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-class _Blocks(Dataset):
-    """The source as the map-style data set that a DataLoader wants."""
-
-    def __init__(self, source: BlockSource) -> None:
-        self.source = source
-
-    def __getitem__(self, item: tuple[int, int]) -> Batch | RecloomError:
-        return _load(self.source, item)
-
-
-def _load(source: BlockSource, item: tuple[int, int]) -> Batch | RecloomError:
-    """Return the block, or the user's mistake: as a value, since a DataLoader wraps exceptions in its traceback."""
-    try:
-        return source.load(*item)
-    except RecloomError as error:
-        return error
-
-
-def _as_is(block: Any) -> Any:
-    return block
-
-
-def _start_server() -> str:
-    """Start the fork server, which imports torch while the caller goes on; return the start method for workers.
-
-    Forking this process itself, with its thread pools, its tables and perhaps CUDA, can deadlock, and doubles the
-    memory of every table that training writes to.
-    """
-    multiprocessing.set_forkserver_preload(["__main__", __name__, "pyarrow.parquet"])
-    try:
-        forkserver.ensure_running()
-    except ChildProcessError:  # this process was forked from one that has a server
-        return "spawn"
-    return "forkserver"

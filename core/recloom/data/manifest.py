@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recloom import intact
 from recloom.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -106,4 +107,6 @@ class Manifest:
             raise DataError(f"{directory}: {what} (no {MANIFEST})", _AGAIN) from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a manifest of shards: {error!r}", _AGAIN) from error
+        for shard in (shard for shards in splits.values() for shard in shards):
+            intact.inside(directory, shard.file, path, _AGAIN)
         return cls(splits, {key: value for key, value in found.items() if key not in ("version", "splits")})

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from recloom.data.encode import HASH_NOTE, Encoder, count_categories, split_rows
 from recloom.data.events.format import EventFormat
 from recloom.data.formats.base import RawBlock, RawFormat
 from recloom.data.pipeline import Piece, Progress, RawLog
+from recloom.data.prepare_options import PrepareOptions
 from recloom.data.prepare_report import PrepareReport
 from recloom.data.shards import ShardWriter
 from recloom.data.splits import SPLITS, Assigner, TimeCounts, Totals, parse_split
@@ -32,38 +32,7 @@ from recloom.errors import DataError
 from recloom.features import FeatureSchema
 from recloom.machine import peak_memory
 
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """How to prepare.
-
-    Args:
-        split: See `recloom.data.splits.parse_split`; "" for the format's default.
-        min_count: Categories that occur less often in the log share id 0.
-        hash_size: Hash categories into this many ids instead of building vocabularies.
-        max_vocabulary: Most ids of a vocabulary.
-        dense_transform: "log" or "none"; "" for the format's default.
-        max_bad_rows: Stop when more rows than this are malformed.
-        memory: Bytes that counts and vocabularies may take.
-        limit: Read only this many lines.
-        seed: Of the random split.
-        threads: Threads that parse; 0: one a CPU.
-        overwrite: Replace the data set in the output directory.
-        block_bytes: Size of the pieces a file is read in; 0: from `memory`.
-    """
-
-    split: str = ""
-    min_count: int = 1
-    hash_size: int | None = None
-    max_vocabulary: int | None = None
-    dense_transform: str = ""
-    max_bad_rows: int = 0
-    memory: int = 1 << 30
-    limit: int | None = None
-    seed: int = 0
-    threads: int = 0
-    overwrite: bool = False
-    block_bytes: int = 0
+__all__ = ["PrepareOptions", "Run", "prepare"]
 
 
 def prepare(

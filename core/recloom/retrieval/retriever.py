@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recloom import intact
+from recloom import archives, intact, programs
 from recloom.batch import Batch
 from recloom.errors import DataError, unknown
 from recloom.features import FeatureSchema
@@ -149,8 +149,7 @@ def make_index(folder: Path, manifest: dict[str, Any], scorers: Mapping[str, Sco
         manifest: What it says.
         scorers: The exported scorers by name.
     """
-    with np.load(folder / TABLES, allow_pickle=False) as found:
-        tables = dict(found)
+    tables = archives.read_arrays(folder / TABLES, snapshot.AGAIN)
     facts = manifest["facts"]
     if "first_dim" in facts:
         scorers = {"score": _rest(scorers["score"], manifest["first_user_dim"], facts["first_dim"])}
@@ -167,10 +166,7 @@ def make_index(folder: Path, manifest: dict[str, Any], scorers: Mapping[str, Sco
 
 def load_program(path: Path) -> Callable[..., Tensor]:
     """Return an exported program as a function; DataError if it cannot be read."""
-    try:
-        return torch.export.load(path).module()
-    except Exception as error:  # torch raises what zipfile, json and its own reader raise
-        raise DataError(f"{path}: not an exported program: {str(error).splitlines()[0]}") from error
+    return programs.load(path)
 
 
 def named_inputs(batch: Batch, description: dict[str, Any]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def current(folder: Path) -> Path:
         name = (folder / CURRENT).read_text(errors="replace").strip()
     except FileNotFoundError:
         raise DataError(f"{folder}: there is no index here", "Build one: recloom index build --out ...") from None
-    found = folder / SNAPSHOTS / name
+    found = intact.inside(folder / SNAPSHOTS, name, folder / CURRENT, AGAIN)
     intact.check(found, AGAIN)
     return found
 

@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 
+from recloom import archives
 from recloom.retrieval.index import Floats, Ids
 
 
@@ -85,6 +86,6 @@ class CodeStore:
 
     def load(self, path: Path) -> Self:
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as found:
-            self.replace(found["ids"], found["codes"])
+        found = archives.read_arrays(path, "Build the index anew.")
+        self.replace(found["ids"], found["codes"])
         return self

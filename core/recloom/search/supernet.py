@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from recloom.batch import Batch
 from recloom.model import RankingModule
-from recloom.optim import clip_dense_norm
+from recloom.optim import clip_dense_norm, scheduled
 from recloom.search.slices import SlicedOptimizer, build_sliced_optimizer, can_slice
 from recloom.search.space import Genotype, SearchSpace
 
@@ -91,11 +90,7 @@ class Supernet(RankingModule):
 
     def configure_optimizers(self) -> Any:
         """Return an optimizer that updates only the slices that a step used, where its kind allows that."""
-        optimizer, policy = build_sliced_optimizer(self, self.optimizer_config)
-        if policy is None:
-            return optimizer
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, policy)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled(*build_sliced_optimizer(self, self.optimizer_config))
 
     def configure_gradient_clipping(
         self,
@@ -118,9 +113,3 @@ class Supernet(RankingModule):
         for optimizer in self.trainer.optimizers:
             if isinstance(optimizer, SlicedOptimizer):
                 optimizer.release()
-
-    @torch.no_grad()
-    def evaluate_paths(self, batch: Batch, paths: Sequence[Genotype]) -> list[Tensor]:
-        """Return B logits for each path, with the shared weights as they are."""
-        found = self.features(self.embed(batch), paths)
-        return [torch.addmv(self.head(path)[1], x, self.head(path)[0]) for x, path in zip(found, paths, strict=True)]

@@ -29,10 +29,10 @@ def best(function: Callable[[], object], clock: Callable[[], float], calls: int 
     return min(times)
 
 
-def matrix_peak(clock: Callable[[], float], size: int = 1024, calls: int = 7) -> float:
-    """Return the FLOP/s of an fp32 product of two `size`-squared matrices, the best of some calls."""
+def matrix_peak(clock: Callable[[], float], size: int = 1024) -> float:
+    """Return the FLOP/s of an fp32 product of two `size`-squared matrices."""
     a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / best(lambda: a @ b, clock, calls)
+    return 2 * size**3 / best(lambda: a @ b, clock)
 
 
 def random_row_seconds(weight: Tensor, clock: Callable[[], float], rows: int = 65_536) -> float:
@@ -70,18 +70,6 @@ def counters() -> tuple[bool, str]:
             f"perf is here, but this machine does not offer {', '.join(lost)}: nothing is said of cache misses.",
         )
     return True, "perf counts cache events here."
-
-
-def count_misses(pid: int, seconds: float) -> dict[str, float]:
-    """Return what perf counts of process `pid` over `seconds`, by event."""
-    command = ["perf", "stat", "-x", ",", "-e", ",".join(EVENTS), "-p", str(pid), "--", "sleep", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
-    found = {}
-    for line in done.stderr.splitlines():
-        value = line.split(",")[0]
-        if value.isdigit():
-            found[_event(line)] = float(value)
-    return found
 
 
 def _event(line: str) -> str:

@@ -27,7 +27,10 @@ from torch import Tensor
 from recloom.document import Report
 from recloom_rmc import traces
 from recloom_rmc.bench import breakdown, gather, machine
+from recloom_rmc.bench.tables import CACHES, tell
 from recloom_rmc.presets import PRESETS, Preset, preset
+
+__all__ = ["CACHES", "locality", "main", "measure", "requests", "tell"]
 
 
 def requests(sizes: Preset, batch: int, count: int, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -91,7 +94,7 @@ def measure(sizes: Preset, batches: list[int], rounds: int, clock: Callable[[], 
         "matrix_peak": peak,
         "random_row_ns": 1e9 * row,
         "sweep": rows,
-        "fc_of_peak": fc_of_peak(model, sizes, 256, clock),
+        "fc_of_peak": fc_of_peak(model, sizes, 256, peak, clock),
         "gather": gather.compare(model.sparse_arch, sizes, 64, rounds, clock, row),
         "locality": locality(model.sparse_arch, sizes, 64, clock),
     }
@@ -102,20 +105,12 @@ def count_for(sizes: Preset, batch: int) -> int:
     return min(200, max(5, int(1e8 / (sizes.gathered_bytes * batch + 1e5))))
 
 
-def fc_of_peak(model: Any, sizes: Preset, batch: int, clock: Callable[[], float], turns: int = 9) -> float:
-    """Return the rate of both MLPs at `batch`, as a share of the matrix peak.
-
-    The peak is taken anew beside them, turn by turn, and the median of the turns' ratios counts: a core that others
-    use, too, has another peak a moment later.
-    """
+def fc_of_peak(model: Any, sizes: Preset, batch: int, peak: float, clock: Callable[[], float]) -> float:
+    """Return the rate of both MLPs at `batch`, as a share of the matrix peak."""
     run = breakdown.parts(model)
     dense, vectors = torch.randn(batch, sizes.dense), torch.randn(batch, (sizes.tables + 1) * sizes.width)
     run(dense, vectors)
-    shares = []
-    for _ in range(turns):
-        peak = machine.matrix_peak(clock, calls=3)
-        shares.append(sizes.flops * batch / machine.best(lambda: run(dense, vectors), clock, 7) / peak)
-    return statistics.median(shares)
+    return sizes.flops * batch / machine.best(lambda: run(dense, vectors), clock, 15) / peak
 
 
 def locality(tables: Any, sizes: Preset, batch: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
@@ -155,10 +150,6 @@ def locality(tables: Any, sizes: Preset, batch: int, clock: Callable[[], float])
     return found
 
 
-CACHES = (100, 1_000, 10_000)
-"""Rows of the LRU caches of the hit curves."""
-
-
 def _distances(count: int, rows: int, seed: int) -> Tensor:
     return torch.from_numpy(traces.of_distances(traces.draw_distances(count, 500, 1.0, 0.1, seed), rows, seed))
 
@@ -171,72 +162,6 @@ TRACES: dict[str, Callable[[int, int, int], Tensor]] = {
     ),
     "distances near 500": _distances,
 }
-
-
-def tell(report: Report, results: list[dict[str, Any]]) -> None:
-    """Put the tables of `results` into a report."""
-    report.section("Operators and floors")
-    header = (
-        "preset",
-        "batch",
-        "ms",
-        "samples/s",
-        *breakdown.KINDS,
-        "FC floor ms",
-        "gather floor ms",
-        "binds",
-        "x floor",
-    )
-    rows = [
-        (
-            item["preset"],
-            r["batch"],
-            round(r["milliseconds"], 3),
-            round(r["samples_per_second"]),
-            *(f"{r['shares'][kind]:.0%}" for kind in breakdown.KINDS),
-            *(round(r["floors_ms"][name], 4) for name in ("FC", "gather")),
-            r["binds"],
-            round(r["x_floor"], 2),
-        )
-        for item in results
-        for r in item["sweep"]
-    ]
-    report.table(header, rows)
-    report.section("Gather and FC beside what the machine allows")
-    report.table(
-        ("preset", "GFLOP/s peak", "FC of peak at 256", "random row ns", "gather ns", "x floor", "x FBGEMM"),
-        [
-            (
-                item["preset"],
-                round(item["matrix_peak"] / 1e9, 1),
-                round(item["fc_of_peak"], 3),
-                round(item["random_row_ns"], 1),
-                round(item["gather"]["nanoseconds"], 1),
-                round(item["gather"]["x_floor"], 2),
-                "not installed" if item["gather"]["x_fbgemm"] is None else round(item["gather"]["x_fbgemm"], 2),
-            )
-            for item in results
-        ],
-        "`gather`: a lookup of this framework's tables at batch 64; `x FBGEMM`: how many times as fast as its "
-        "table-batched embeddings.",
-    )
-    report.section("Locality")
-    report.table(
-        ("preset", "trace", "unique", *(f"LRU {size:,}" for size in CACHES), "cold ns", "warm ns", "replayed ns"),
-        [
-            (
-                item["preset"],
-                r["trace"],
-                round(r["unique"], 3),
-                *(round(share, 3) for share in r["hits"].values()),
-                *(round(r[name], 1) for name in ("cold_ns", "warm_ns", "replayed_ns")),
-            )
-            for item in results
-            for r in item["locality"]
-        ],
-        "A lookup at batch 64: after the caches were emptied, after the same trace went through, the same ids again. "
-        "LRU: the share of 20,000 accesses of one table that a cache of so many rows holds.",
-    )
 
 
 def main(argv: list[str]) -> int:

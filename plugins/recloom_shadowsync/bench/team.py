@@ -131,10 +131,3 @@ def median_step(found: dict[str, Any], skip: int = 5) -> float:
     """Return the median seconds of a step on one rank, the first ones left out."""
     times = found["times"][skip:]
     return statistics.median(b - a for a, b in itertools.pairwise(times))
-
-
-def worst_stall(found: dict[str, Any], skip: int = 5) -> float:
-    """Return by how many seconds the longest step of a rank was longer than its median one."""
-    times = found["times"][skip:]
-    steps = [b - a for a, b in itertools.pairwise(times)]
-    return max(steps) - statistics.median(steps)

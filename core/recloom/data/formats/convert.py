@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from recloom.data.formats.base import Column, RawBlock
 from recloom.data.hashing import hex_keys
+from recloom.errors import DataError
 
 _INT = r"^-?[0-9]{1,18}$"
 _SECONDS = r"^-?[0-9]{1,18}(\.[0-9]*)?$"
@@ -18,8 +19,20 @@ def convert(block: RawBlock, column: Column) -> None:
     """Bring `block`'s column to its kind: int64, float64, string, uint32 for hex; times to int64 seconds.
 
     Values that do not convert are rejected, and null afterwards.
+
+    Raises:
+        DataError: No value of the column's type converts: structs in a Parquet file, bytes that are no text.
     """
     array = block.columns[column.name]
+    try:
+        block.columns[column.name] = _converted(block, column, array)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        what = f"column {column.name!r} of type {array.type} cannot be read as {column.kind}"
+        cause = str(error).splitlines()[0]
+        raise DataError(f"{block.file}, row {block.first_line}: {what}: {cause}", "Convert it beforehand.") from error
+
+
+def _converted(block: RawBlock, column: Column, array: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if pa.types.is_dictionary(array.type):
@@ -35,9 +48,12 @@ def convert(block: RawBlock, column: Column) -> None:
         keys, wrong = hex_keys(array)
         block.reject(wrong, column.name, "is not 8 hexadecimal digits", array)
         array = pa.array(keys, mask=array.is_null().to_numpy(zero_copy_only=False))
-    elif array.type != pa.string() and not is_list(array.type):
+    elif is_list(array.type):
+        if column.role != "bag":
+            raise pa.ArrowTypeError("a list is no single value")
+    elif array.type != pa.string():
         array = array.cast(pa.string())
-    block.columns[column.name] = array
+    return array
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from recloom.data.events.format import EventFormat
 from recloom.data.events.options import EventOptions
 from recloom.data.formats.base import Column
-from recloom.data.formats.table import Table
+from recloom.data.formats.table import NamedTable, names_of
 from recloom.errors import DataError
 
 _TAKEN = ("label", "group", "weight")
@@ -39,7 +38,7 @@ class EventColumns:
     separator: str = ""
 
 
-class Events(EventFormat, Table):
+class Events(EventFormat, NamedTable):
     """Events in CSV or Parquet."""
 
     name = "events"
@@ -59,16 +58,6 @@ class Events(EventFormat, Table):
             raise DataError(f"--header has no column {missing[0]!r}", "Name all columns of the file, in order.")
         self.separator = self._separator = columns.separator
 
-    def header(self, first: list[str]) -> list[str] | None:
-        """Return the first line, unless the names were given."""
-        return None if self._names else first
-
-    def sniff(self, path: Path) -> None:
-        """Check that the named columns are there; find the separator of CSV files."""
-        super().sniff(path)
-        if self._names and len(row := self.split_line(self.first_lines(path)[0])) != len(self._names):
-            raise DataError(f"{path}, line 1: {len(row)} columns where --header has {len(self._names)}")
-
     @classmethod
     def add_arguments(cls, parser: argparse._ArgumentGroup) -> None:
         """Add the options that say what each column is, and those of event logs."""
@@ -77,9 +66,11 @@ class Events(EventFormat, Table):
         parser.add_argument(
             "--time", default="timestamp", metavar="A", help="unix time or ISO 8601 (default: timestamp)"
         )
-        parser.add_argument("--keys", type=_names, default=(), metavar="A,B", help="further columns of the item")
+        parser.add_argument("--keys", type=names_of, default=(), metavar="A,B", help="further columns of the item")
         parser.add_argument("--behaviour", default="", metavar="A", help="column with what the user did")
-        parser.add_argument("--header", type=_names, default=(), metavar="A,B", help="columns of a CSV without header")
+        parser.add_argument(
+            "--header", type=names_of, default=(), metavar="A,B", help="columns of a CSV without header"
+        )
         parser.add_argument("--separator", default="", help="between CSV fields (default: TAB in .tsv, else comma)")
         super().add_arguments(parser)
 
@@ -89,7 +80,3 @@ class Events(EventFormat, Table):
         names = ("user", "item", "time", "keys", "behaviour", "header", "separator")
         columns = EventColumns(**{name: getattr(arguments, name) for name in names})
         return cls(columns, EventOptions.from_arguments(arguments))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +43,31 @@ def read_into(stream: Any, buffer: memoryview, path: Path, line: int) -> int:
     except OSError as error:
         raise DataError(f"{path}, after line {line}: cannot be read: {error}", "Is the file complete?") from error
     return filled
+
+
+def whole_rows(data: bytearray, quote: str) -> int:
+    """Return where the last whole row ends; a line end between quotes does not count."""
+    last = data.rfind(b"\n") + 1
+    if not quote or not data.count(quote.encode(), 0, last) % 2:
+        return last
+    values = np.frombuffer(data, np.uint8, last)
+    ends, quotes = np.flatnonzero(values == ord("\n")), np.flatnonzero(values == ord(quote))
+    outside = ends[np.searchsorted(quotes, ends) % 2 == 0]
+    return int(outside[-1]) + 1 if len(outside) else last  # no pairs at all: the quotes are part of values
+
+
+def check_quotes(chunk: Chunk, separator: str, quote: str) -> None:
+    """Raise DataError if a quote opens in the piece and never closes: PyArrow takes all that follows for its value."""
+    if not chunk.data.count(quote.encode()) % 2:
+        return
+    text = io.StringIO(chunk.data.decode("utf-8", "replace"), newline="")
+    reader = csv.reader(text, delimiter=separator, quotechar=quote, strict=True)
+    line = chunk.line
+    try:
+        for _ in reader:
+            line = chunk.line + reader.line_num
+    except csv.Error as error:
+        raise DataError(f"{chunk.file}, line {line}: its quotes do not close: {error}", "Check the quotes.") from error
 
 
 def row_lines(chunk: Chunk, quote: str, rows: int) -> NDArray[np.int64]:

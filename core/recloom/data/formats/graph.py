@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from recloom.data.formats.base import Column
 from recloom.data.formats.movielens import RatingsLayout
-from recloom.data.formats.table import Table
+from recloom.data.formats.table import NamedTable, names_of
 from recloom.data.streams.format import StreamFormat, StreamOptions, roles_of, stream_options
 from recloom.errors import DataError
 
@@ -37,7 +36,7 @@ class GraphColumns:
     separator: str = ""
 
 
-class Graph(StreamFormat, Table):
+class Graph(StreamFormat, NamedTable):
     """Events between two nodes in CSV or Parquet."""
 
     name = "graph"
@@ -57,24 +56,16 @@ class Graph(StreamFormat, Table):
         self.fields = roles_of(columns.header or names, wanted)
         self.separator = self._separator = columns.separator
 
-    def header(self, first: list[str]) -> list[str] | None:
-        """Return the first line, unless the names were given."""
-        return None if self._names else first
-
-    def sniff(self, path: Path) -> None:
-        """Check that the named columns are there; find the separator of CSV files."""
-        super().sniff(path)
-        if self._names and len(row := self.split_line(self.first_lines(path)[0])) != len(self._names):
-            raise DataError(f"{path}, line 1: {len(row)} columns where --header has {len(self._names)}")
-
     @classmethod
     def add_arguments(cls, parser: argparse._ArgumentGroup) -> None:
         """Add the options that say what each column is, and those of streams."""
         for name, what in (("source", "the source node"), ("destination", "the destination"), ("time", "the time")):
             parser.add_argument(f"--{name}", default=name, metavar="A", help=f"column of {what} (default: {name})")
         parser.add_argument("--label", default="", metavar="A", help="column with the source's state, a number")
-        parser.add_argument("--features", type=_names, default=(), metavar="A,B", help="columns of numbers")
-        parser.add_argument("--header", type=_names, default=(), metavar="A,B", help="columns of a CSV without header")
+        parser.add_argument("--features", type=names_of, default=(), metavar="A,B", help="columns of numbers")
+        parser.add_argument(
+            "--header", type=names_of, default=(), metavar="A,B", help="columns of a CSV without header"
+        )
         parser.add_argument("--separator", default="", help="between CSV fields (default: TAB in .tsv, else comma)")
         parser.add_argument("--unipartite", action="store_true", help="sources and destinations are the same nodes")
         super().add_arguments(parser)
@@ -99,7 +90,3 @@ class MovieLensGraph(RatingsLayout, StreamFormat):
     def event_columns(self) -> list[Column]:
         """Return the columns of an event with their roles."""
         return StreamFormat.event_columns(self)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())

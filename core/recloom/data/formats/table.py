@@ -194,3 +194,24 @@ def _parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a Parquet file: {error}", "Is the file complete?") from error
+
+
+class NamedTable(Table):
+    """A table whose columns may be named by the command line, for files without a header line: `self._names`."""
+
+    _names: tuple[str, ...]
+
+    def header(self, first: list[str]) -> list[str] | None:
+        """Return the first line, unless the names were given."""
+        return None if self._names else first
+
+    def sniff(self, path: Path) -> None:
+        """Check that the named columns are there; find the separator of CSV files."""
+        super().sniff(path)
+        if self._names and len(row := self.split_line(self.first_lines(path)[0])) != len(self._names):
+            raise DataError(f"{path}, line 1: {len(row)} columns where --header has {len(self._names)}")
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Return the names in "a,b"."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

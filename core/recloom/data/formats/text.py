@@ -16,7 +16,16 @@ from pyarrow import csv as arrow_csv
 
 from recloom.data.formats.base import SHOWN, BadRow, Chunk, Column, RawBlock, RawFormat
 from recloom.data.formats.convert import convert
-from recloom.data.formats.files import bad_text, blank_lines, open_raw, read_into, row_lines, without_lines
+from recloom.data.formats.files import (
+    bad_text,
+    blank_lines,
+    check_quotes,
+    open_raw,
+    read_into,
+    row_lines,
+    whole_rows,
+    without_lines,
+)
 from recloom.errors import ComponentImportError, DataError
 from recloom.plugins import catalog
 
@@ -73,7 +82,10 @@ class TextFormat(RawFormat):
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if not self.quote:
             return text.split(self.separator)
-        return next(csv.reader(io.StringIO(text), delimiter=self.separator, quotechar=self.quote), [])
+        try:
+            return next(csv.reader(io.StringIO(text), delimiter=self.separator, quotechar=self.quote), [])
+        except csv.Error:  # a line end in the middle of it, or a field of megabytes: no column has such a name
+            return text.split(self.separator)
 
     def first_lines(self, path: Path) -> list[bytes]:
         """Return the whole lines at the start of `path`; DataError if it cannot be read or is empty."""
@@ -115,9 +127,13 @@ class TextFormat(RawFormat):
                     header, skipped = self._skip_header(data)
                     del data[:skipped]
                     line, header = (2, header) if header else (1, [column.name for column in self.fields])
-                end = len(data) if last else self._cut(data)
+                end = len(data) if last else whole_rows(data, self.quote)
                 if end == 0 and len(data) > 8 * block_bytes:
-                    raise DataError(f"{path}, line {line}: no line end in {len(data):,} bytes", "Is it a text file?")
+                    what, hint = (
+                        f"no line end in {len(data):,} bytes",
+                        "Is it a text file? Leave the line out, or cut it.",
+                    )
+                    raise DataError(f"{path}, line {line}: {what}", hint)
                 rest = bytes(data[end:])
                 del data[end:]
                 if data:
@@ -131,21 +147,13 @@ class TextFormat(RawFormat):
         for _ in range(rows):
             end = chunk.data.find(b"\n", end) + 1 or len(chunk.data)
         data = chunk.data[:end]
-        return replace(chunk, rows=rows, data=data[: self._cut(data)] if self.quote else data)
+        return replace(chunk, rows=rows, data=data[: whole_rows(data, self.quote)] if self.quote else data)
 
     def _skip_header(self, data: bytearray) -> tuple[list[str] | None, int]:
         mark = 3 if data.startswith(b"\xef\xbb\xbf") else 0
         end = data.find(b"\n") + 1 or len(data)
         header = self.header(self.split_line(data[mark:end]))
         return header, end if header else mark
-
-    def _cut(self, data: bytearray) -> int:
-        """Return the end of the last whole line; a line end between quotes does not count."""
-        last = end = data.rfind(b"\n") + 1
-        quote = self.quote.encode()
-        while quote and end and data.count(quote, 0, end) % 2:
-            end = data.rfind(b"\n", 0, end - 1) + 1
-        return end or last  # no pairs at all: the quotes are part of values
 
     # Parsing
 
@@ -164,6 +172,8 @@ class TextFormat(RawFormat):
                 raise DataError(f"{chunk.file}, {lines}: cannot be parsed: {error}", "Check the quotes.") from error
             block.bad += [BadRow(str(chunk.file), line, "", reason) for line, reason in bad[:SHOWN]]
             block.bad_rows += len(bad)
+        if self.quote and len(block) + block.bad_rows < chunk.rows:  # values with line ends in them
+            check_quotes(chunk, self.separator, self.quote)
         for column in fields:
             convert(block, column)
         return self.checked(block)
