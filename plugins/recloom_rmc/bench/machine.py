@@ -29,10 +29,10 @@ def best(function: Callable[[], object], clock: Callable[[], float], calls: int 
     return min(times)
 
 
-def matrix_peak(clock: Callable[[], float], size: int = 1024) -> float:
-    """Return the FLOP/s of an fp32 product of two `size`-squared matrices."""
+def matrix_peak(clock: Callable[[], float], size: int = 1024, calls: int = 7) -> float:
+    """Return the FLOP/s of an fp32 product of two `size`-squared matrices, the best of some calls."""
     a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / best(lambda: a @ b, clock)
+    return 2 * size**3 / best(lambda: a @ b, clock, calls)
 
 
 def random_row_seconds(weight: Tensor, clock: Callable[[], float], rows: int = 65_536) -> float:
