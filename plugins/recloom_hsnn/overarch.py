@@ -126,19 +126,17 @@ class ProductArch(OverArch):
             back = (back * (before > 0)) @ layer.weight
         back = back * (hidden > 0)
         w_pair = self.first.weight.split(self._splits, dim=1)[3]
-        return scores, back @ matrix.transpose(1, 2), None if pairs is None else back @ w_pair
+        return scores, back @ matrix, None if pairs is None else back @ w_pair
 
     def _first(self, users: Tensor, items: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the first layer's outputs U x L x H, and the users' matrices by which they are made, U x ni D x H."""
+        """Return the first layer's outputs U x L x H, and the users' matrices by which they are made, U x H x ni D."""
         size = self.sizes
         w_product, w_item, w_user, w_pair = self.first.weight.split(self._splits, dim=1)
         grid = w_product.view(-1, size.user, size.item, size.dim)  # H x nu x ni x D
-        u = users.view(-1, size.user, 1, 1, size.dim)
-        matrix = (grid.permute(1, 2, 0, 3)[None] * u).sum(1)  # U x ni x H x D
-        matrix = matrix.permute(0, 1, 3, 2).flatten(1, 2) + w_item.t()  # U x ni D x H
-        matrix = matrix * self.length
+        matrix = (grid * users.view(-1, 1, size.user, 1, size.dim)).sum(2).flatten(2)  # U x H x ni D
+        matrix = (matrix + w_item) * self.length
         bias = F.linear(users, w_user, self.first.bias)  # U x H
-        hidden = torch.baddbmm(bias[:, None], items, matrix)  # U x L x H
+        hidden = torch.baddbmm(bias[:, None], items, matrix.transpose(1, 2))  # U x L x H
         if pairs is not None:
             hidden = hidden + pairs @ w_pair.t()
         return hidden, matrix
