@@ -273,3 +273,38 @@ def test_retrieval_eval_logs_what_a_hand_computation_finds() -> None:
     assert len(wanted) == 6
     assert logged == pytest.approx(wanted)
     assert logged["val_recall_0.1"] < 1
+
+
+def test_streaming_nodes_move_to_the_items_that_come() -> None:
+    """The step is the new items' share of what the node has been used for, as in a mean over a decaying past."""
+    index = HierarchicalIndex(NodesConfig(sizes=[2], source="ema", decay=0.9, revive=0.0), 3)
+    before = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    with torch.no_grad():
+        index.levels[0].copy_(before)
+    vectors = torch.tensor([[0.9, 0.1, 0], [0.8, 0, 0.2], [1, 0.3, 0], [0, 0.7, 0.1]])
+    index.observe(vectors, index.assign(vectors, 5.0))
+    for node, items in ((0, vectors[:3]), (1, vectors[3:])):
+        use = 0.9 * 0.5 + 0.1 * len(items) / 4
+        assert float(index.use0[node]) == pytest.approx(use)
+        step = 0.1 * len(items) / (4 * use)
+        torch.testing.assert_close(index.levels[0][node].data, (1 - step) * before[node] + step * items.mean(0))
+
+
+def test_the_monitor_measures_moves_the_gap_and_the_error() -> None:
+    model = began(NodesConfig(sizes=[12], max_alpha=4.0), world())
+    monitor, nodes = CollapseMonitor(), model.index.levels[0]
+    first = monitor.measure(model)
+    vectors = model.recent.known()
+    distances = torch.cdist(vectors, nodes.data)
+    soft = torch.softmax(-4.0 * distances, dim=1) @ nodes.data
+    assert first["1_gap"] == pytest.approx(float((soft - nodes.data[distances.argmin(1)]).norm(dim=1).mean()))
+    assert first["1_used"] == 1
+    assert first["1_error"] < 1.2  # the nodes are by k-means
+    assert "1_moved" not in first
+    with torch.no_grad():
+        nodes[3] = 100.0  # out of everybody's reach
+    second = monitor.measure(model)
+    assert second["1_moved"] == pytest.approx(float((distances.argmin(1) == 3).double().mean()))
+    assert second["1_used"] == pytest.approx(11 / 12)
+    assert second["1_error"] > first["1_error"]
+    assert monitor.problems(second) == ["level 1: used is 0.917, the bound is 0.95"]
