@@ -84,7 +84,9 @@ class CompositeOptimizer(torch.optim.Optimizer):
         groups: list[dict[str, Any]] = list(self._inner.param_groups) if self._inner else []
         if rows:
             groups.append({"params": rows, "lr": config.sparse_lr, "eps": config.sparse_eps, "rows": config.sparse})
+        begun = dict(self._inner.state) if self._inner else {}
         super().__init__(groups, {})
+        self.state.update(begun)  # what an optimizer keeps from the start: Adagrad's sums
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group: of dense parameters, or of row parameters if it has the keys "rows" (the rule) and "eps"."""
