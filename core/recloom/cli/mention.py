@@ -86,7 +86,10 @@ def config_files(argv: list[str]) -> list[Path]:
 def read_yaml(path: Path) -> Any:
     """Return the parsed YAML file at `path`; RecloomError names the file, line and column of what is wrong."""
     try:
-        return yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text())
+        if _holds_itself(found):
+            raise RecloomError(f"{path}: an anchor (&) stands for something that holds itself", "Write it out.")
+        return found
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise RecloomError(
@@ -96,6 +99,14 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise RecloomError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _holds_itself(value: Any, outer: tuple[int, ...] = ()) -> bool:
+    """Return whether a parsed document has no end, as `&a [*a]` has none."""
+    if not isinstance(value, dict | list):
+        return False
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    return id(value) in outer or any(_holds_itself(part, (*outer, id(value))) for part in parts)
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
 _GIVEN = re.compile(r"\. Got value: Namespace\(class_path='(?P<path>[^']+)'")
+_OWNER = re.compile(r"Given value: Namespace\(class_path='(?P<path>[^']+)'")
 _NAME = re.compile(
     r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)"
 )
@@ -81,9 +82,11 @@ def _told_by_union(message: str) -> RecloomError | None:
     """Return what a constructor raised where several types were allowed: jsonargparse keeps only its words."""
     if not message.startswith("Does not validate against any of the Union subtypes"):
         return None
-    said = message.partition("Errors:")[2].partition("Given value type:")[0].rpartition("\n  - ")[2]
-    cause, _, hint = said.strip().partition("\n")
-    return RecloomError(cause, hint.strip())
+    causes = message.partition("Errors:")[2].partition("Given value type:")[0].split("\n  - ")[1:]
+    told = [cause for cause in causes if not cause.startswith("Expected a <class 'NoneType'>")] or causes or [message]
+    cause, _, hint = told[-1].strip().partition("\n")
+    owner = _OWNER.search(message)
+    return RecloomError(f"{owner['path'].rpartition('.')[2]}: {cause}" if owner else cause, hint.strip())
 
 
 def _is_frame(line: str) -> bool:

@@ -31,7 +31,8 @@ class RatingsLayout(TextFormat):
         roles = {column.name: column for column in self.event_columns()}
         names = self._header(line.split(separator)) if separator else []
         names = names or ["user", "item", "rating", "timestamp"]
-        if not separator or len(line.split(separator)) != len(names) or not roles.keys() <= {*names}:
+        fits = separator and len(line.split(separator)) == len({*names}) == len(names)
+        if not fits or not roles.keys() <= {*names}:
             raise DataError(
                 f"{path}, line 1: not ratings of MovieLens: {line[:80]!r}",
                 "They are user, item, rating and time, separated by TAB, comma or ::.",

@@ -192,7 +192,7 @@ def _is_parquet(path: Path) -> bool:
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a Parquet file: {error}", "Is the file complete?") from error
 
 
