@@ -87,7 +87,7 @@ def test_what_check_plugin_finds(tmp_path: Path) -> None:
         "interaction 'Greedy': its constructor takes **options",
         "interaction 'Frozen': some of the vectors get no gradient",
         "interaction 'Peeking': a sample's output depends on the other samples",
-        "interaction 'Plain': 'stranger_parts:Plain' is no subclass of recloom.model.Interaction",
+        "interaction 'Plain': 'stranger_parts:Plain' is no subclass of recloom.interaction.Interaction",
         "interaction 'Gone' (plugin 'faulty') cannot be imported",
         "sequence encoder 'Sized': what is at padded places reaches the output",
         "sequence encoder 'Sized': more padding in front of a history changes the output",
