@@ -66,13 +66,12 @@ def _check(path: Path) -> None:
             inner = name.removeprefix(root)
             if not name.startswith(root) or not (inner in _FILES or inner.startswith(_FOLDERS)):
                 raise _refused(path, f"its entry {name!r} is of no exported program")
-            content = archive.read(name)
             if inner.startswith("models/"):
-                _check_graph(path, json.loads(content))
+                _check_graph(path, json.loads(archive.read(name)))
             elif inner.endswith("_config.json"):
-                _check_payloads(path, archive, name.rpartition("/")[0], json.loads(content))
+                _check_payloads(path, archive, name.rpartition("/")[0], json.loads(archive.read(name)))
             elif inner.startswith("data/") and inner.endswith(".pt"):
-                _check_pickle(path, name, content)
+                _check_pickle(path, name, archive.read(name))
 
 
 def _check_payloads(path: Path, archive: zipfile.ZipFile, folder: str, config: dict[str, Any]) -> None:

@@ -322,3 +322,16 @@ def test_a_damaged_shard_is_refused_by_its_checksum(tmp_path: Path) -> None:
     path.write_bytes(whole[:-100])
     with pytest.raises(DataError, match=rf"{path.name}: the shard is truncated"):
         ParquetClicks(tmp_path / "data", 64, num_workers=0).train_dataloader()
+
+
+def test_a_config_whose_anchors_never_end_or_grow_without_measure_is_refused(tmp_path: Path) -> None:
+    nine = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+    for name, text, sentence in (
+        ("endless.yaml", "model: &a [*a]", "stands for something that holds itself"),
+        ("bomb.yaml", f"a0: &a0 [x]\n{nine}", "with its anchors (&) written out it has 75,020,345,639 values"),
+    ):
+        (tmp_path / name).write_text(text + "\n")
+        done = run_cli(["fit", "--config", str(tmp_path / name)])
+        assert done.code == 2
+        assert name in done.err
+        assert sentence in done.err

@@ -17,7 +17,7 @@ from recloom.loading import build_data, build_model
 from recloom.online.replicas import Service, load
 from recloom.plugins import catalog
 from recloom.testing import check_plugin, run_cli, tiny_batch, tiny_schema
-from recloom_rmc import experiments, presets, traces
+from recloom_rmc import presets, services, traces
 from recloom_rmc.bench import breakdown, gather, sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rmc"
@@ -192,7 +192,7 @@ def test_contenders_of_the_gather_agree() -> None:
 
 def test_written_config_is_the_preset(tmp_path: Path) -> None:
     sizes = presets.preset("rmc1-example").scaled(rows=0.01)
-    path = experiments.write_config(sizes, tmp_path / "it.yaml")
+    path = services.write_config(sizes, tmp_path / "it.yaml")
     model, pool = load(Service(path, rows=32, fresh=True))
     assert [t.num_embeddings for t in model.sparse_arch.tables] == [1000] * 5
     lengths = pool.take(32).sparse_features.lengths

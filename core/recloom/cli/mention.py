@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ _CLASS_KINDS = (
     *("sync_algorithms", "search_spaces", "supernets", "search_methods", "evaluators", "cost_models"),
 )
 
+MOST_VALUES = 1_000_000
+"""Values in a config file, anchors written out; more are an attack or a mistake."""
 PARTS = {
     "model": "models",
     "data": "datamodules",
@@ -87,8 +90,11 @@ def read_yaml(path: Path) -> Any:
     """Return the parsed YAML file at `path`; RecloomError names the file, line and column of what is wrong."""
     try:
         found = yaml.safe_load(path.read_text())
-        if _holds_itself(found):
+        size = _expanded(found, {})
+        if math.isinf(size):
             raise RecloomError(f"{path}: an anchor (&) stands for something that holds itself", "Write it out.")
+        if size > MOST_VALUES:
+            raise RecloomError(f"{path}: with its anchors (&) written out it has {size:,.0f} values", "Use fewer.")
         return found
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -101,12 +107,15 @@ def read_yaml(path: Path) -> Any:
         raise RecloomError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
-def _holds_itself(value: Any, outer: tuple[int, ...] = ()) -> bool:
-    """Return whether a parsed document has no end, as `&a [*a]` has none."""
+def _expanded(value: Any, sizes: dict[int, float]) -> float:
+    """Return how many values a parsed document has once its anchors are written out: infinite if it holds itself."""
     if not isinstance(value, dict | list):
-        return False
-    parts = [*value, *value.values()] if isinstance(value, dict) else value
-    return id(value) in outer or any(_holds_itself(part, (*outer, id(value))) for part in parts)
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf  # until it is known: what meets itself inside has no end
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_expanded(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 def strings(value: Any) -> Iterator[str]:
