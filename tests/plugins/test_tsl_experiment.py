@@ -69,7 +69,7 @@ def test_it_measures_and_judges(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     monkeypatch.setattr(compare, "PLACES", {k: compare.PLACES[k] for k in kept})
     monkeypatch.setattr(compare, "GAPS", {k: compare.GAPS[k] for k in ("DIN", "BST", "TSL")})
     monkeypatch.setattr(compare, "designed_auc", lambda layer, terms, frozen, seed: 90.0 + terms + 5 * (not frozen))
-    monkeypatch.setattr(experiments, "_cost", lambda lab, report: None)
+    monkeypatch.setattr(experiments, "tell_cost", lambda lab, report: None)
     shards, out = tmp_path / "ml", tmp_path / "out"
     argv = ["prepare", "movielens", "--input", str(samples / "ml-100k" / "ml-100k.inter"), "--output", str(shards)]
     argv += ["--limit", "20000", "--windows-per-user", "2", "--negatives", "uniform:1", "--no-user"]
