@@ -27,7 +27,7 @@ from recloom.document import Report, write_text
 __all__ = ["CLAIM_HEADER", "Budget", "Claim", "Experiment", "Lab", "Target", "claim_table", "run_experiment"]
 
 T = TypeVar("T")
-Budget = Literal["small", "full"]
+Budget = Literal["small", "medium", "full"]
 
 
 def _say_nothing(message: str) -> None:
@@ -39,7 +39,7 @@ class Lab:
     """What an experiment works with: its budget, its seeds, a folder, and a memory of what is already measured.
 
     Args:
-        budget: "small" (minutes on two CPU cores) or "full" (the paper's setting).
+        budget: "small" (minutes of a CPU core), "medium" (up to an hour) or "full" (the paper's setting).
         seeds: Seeds to repeat with.
         out: The run's folder, for whatever the experiment wants to keep.
         say: Called with a line of progress.
@@ -105,10 +105,14 @@ class Experiment(ABC):
     """What is measured, in a sentence or two."""
 
     scope: dict[Budget, str]
-    """What each budget runs, and what its result can and cannot show."""
+    """What each budget runs, and what its result can and cannot show. One that is short has no medium."""
 
     processors: int = 1
     """How many processors it needs for itself: `recloom reproduce all` runs others side by side."""
+
+    def settled(self, budget: Budget) -> Budget:
+        """Return `budget`, or small for the medium of an experiment that has none."""
+        return "small" if budget == "medium" and budget not in self.scope else budget
 
     @abstractmethod
     def run(self, lab: Lab, report: Report) -> list[Claim]:
@@ -123,7 +127,7 @@ def run_experiment(
     name: str,
     experiment: Experiment,
     out: Path,
-    budget: Budget = "small",
+    budget: Budget = "medium",
     seeds: Sequence[int] = (0,),
     say: Callable[[str], None] = _say_nothing,
     data: Path | None = None,
@@ -133,6 +137,7 @@ def run_experiment(
     A run that was interrupted (there is no claims.json yet) goes on after its last measurement, if the budget, the
     code and the machine are the same. A finished run is measured anew; its claims stay as claims-previous.json.
     """
+    budget = experiment.settled(budget)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "claims.json").exists():
         for path in (out / "measured").glob("*.json"):

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from recloom import intact
 from recloom.errors import RecloomError
 from recloom.model import RankingModule
 from recloom.serving import ServingModel, batch_of, random_inputs
@@ -136,7 +137,9 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
     named = _Named(serving, example)
     try:
         if format == "torch":
-            torch.export.save(torch.export.export(named, (), example, dynamic_shapes=shapes), path)
+            exported = torch.export.export(named, (), example, dynamic_shapes=shapes)
+            with intact.room(path.parent):
+                torch.export.save(exported, path)
             return
         _need_onnx()
         program = torch.onnx.export(
@@ -151,7 +154,8 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
         )
         assert program is not None
         size = sum(tensor.nbytes for tensor in serving.state_dict().values())
-        program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+        with intact.room(path.parent):
+            program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
     except RecloomError:
         raise
     except Exception as error:  # torch raises many kinds, for whatever in a model's forward cannot be traced

@@ -1,15 +1,22 @@
-"""Whether files are as they were written: checksums of a folder's files, in a file beside them."""
+"""Whether files are as they were written: checksums of a folder's files, in a file beside them, and room for them."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recloom.errors import DataError
 
 CHECKSUMS = "files.json"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+SPARE = 1 << 16
+"""Bytes that have to be left after writing: some libraries lose the end of a file on a full disk and say nothing."""
 
 
 def seal(folder: Path) -> None:
@@ -44,6 +51,26 @@ def check(folder: Path, hint: str) -> None:
             raise DataError(f"{path}: it is missing or cut short", hint)
         if _sha(path) != digest:
             raise DataError(f"{path}: it is damaged: its sha256 is not that in {CHECKSUMS}", hint)
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Tell a full disk as such, whatever the library that writes into `folder`, aside, makes of it.
+
+    Raises:
+        DataError: The disk is full; names the file that was written last.
+    """
+    try:
+        yield
+        if shutil.disk_usage(folder).free < SPARE:
+            raise OSError(errno.ENOSPC, "the disk is full")
+    except (OSError, RuntimeError) as error:  # torch and faiss, which are C++, raise a RuntimeError
+        if getattr(error, "errno", None) not in FULL and shutil.disk_usage(folder).free >= SPARE:
+            raise
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        last = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder)
+        hint = "Free some space and run it again; what was there before is as it was."
+        raise DataError(f"{last}: the disk is full", hint) from error
 
 
 def inside(folder: Path, name: str, source: Path, hint: str) -> Path:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from recloom import machine
 from recloom.catalog import Entry
-from recloom.document import Report, write_text
+from recloom.document import write_text
 from recloom.errors import ComponentImportError
-from recloom.experiment import CLAIM_HEADER, Budget, Experiment, claim_table
+from recloom.experiment import Budget, Experiment
 from recloom.plugins import catalog
+from recloom.reproduction_page import write_page
 
 STARTED = "started.json"
 """What a run that has not ended yet was asked for; experiments that are done are not repeated while it is there."""
+GRACE = 20.0
+"""Seconds that an experiment has to put away what it made (processes, networks) when it is interrupted."""
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Job:
     started: float = field(default=0.0, init=False)
     seconds: float = field(default=0.0, init=False)
     failure: str = field(default="", init=False)
+    late: bool = field(default=False, init=False)
     before: bool = field(default=False, init=False)
     done: bool = field(default=False, init=False)
 
@@ -65,7 +69,7 @@ class Job:
     def state(self) -> str:
         """One line: where it is."""
         if self.failure:
-            return f"failed: {self.failure}"
+            return f"{'out of time' if self.late else 'failed'}: {self.failure}"
         if self.process is not None:
             return _last_line(self.log) or "starting"
         if not self.done:
@@ -75,19 +79,26 @@ class Job:
 
 
 def reproduce_all(
-    out: Path, budget: Budget, seeds: str, jobs: int, watch: Callable[[Sequence[Job]], None], period: float = 0.5
+    out: Path,
+    budget: Budget,
+    seeds: str,
+    jobs: int,
+    watch: Callable[[Sequence[Job]], None],
+    minutes: float | None = None,
+    period: float = 0.5,
 ) -> list[Job]:
     """Run every registered experiment, and write `out`/report.html; return what became of them.
 
-    A run that was interrupted, or in which an experiment failed, goes on: what it finished is kept, and the
-    others go on after their last measurement. A run that ended starts anew.
+    A run that was interrupted, that ran out of time, or in which an experiment failed, goes on: what it finished is
+    kept, and the others go on after their last measurement. A run that ended starts anew.
 
     Args:
         out: The folder; each experiment has one in it.
-        budget: "small" or "full".
+        budget: "small", "medium" or "full".
         seeds: "0,1,2".
         jobs: Most experiments at a time, of those that need one processor.
         watch: Called every `period` seconds, and at the end, with the jobs.
+        minutes: When to stop, and to say so on the page, of what has not ended; None: never.
         period: Seconds.
     """
     found = [_job(entry, out, budget, seeds) for entry in catalog().experiments]
@@ -103,8 +114,9 @@ def reproduce_all(
             waiting.append(job)
     # those that need more than one processor come last, when nothing runs beside them
     waiting.sort(key=lambda job: (job.alone, job.name))
-    _run(found, waiting, jobs, watch, period)
-    write_page(found, out, budget, seeds)
+    start = time.monotonic()
+    _run(found, waiting, jobs, watch, minutes, period)
+    write_page(found, out, budget, seeds, time.monotonic() - start)
     if not any(job.failure for job in found):
         marker.unlink()
     return found
@@ -123,42 +135,76 @@ def _job(entry: Entry, out: Path, budget: str, seeds: str) -> Job:
 
 
 def _run(
-    found: Sequence[Job], waiting: list[Job], jobs: int, watch: Callable[[Sequence[Job]], None], period: float
+    found: Sequence[Job],
+    waiting: list[Job],
+    jobs: int,
+    watch: Callable[[Sequence[Job]], None],
+    minutes: float | None,
+    period: float,
 ) -> None:
+    end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     running: list[Job] = []
-    logs: dict[str, IO[bytes]] = {}
     try:
         while waiting or running:
+            if time.monotonic() >= end:
+                _stop(running, waiting, minutes)
+                waiting = []
             while waiting and _fits(waiting[0], running, jobs):
-                job = waiting.pop(0)
-                job.out.mkdir(parents=True, exist_ok=True)
-                logs[job.name] = job.log.open("wb")
-                alone = job.alone or jobs == 1
-                environment = os.environ if alone else {**os.environ, "OMP_NUM_THREADS": "1"}
-                job.started = time.monotonic()
-                job.process = subprocess.Popen(
-                    job.command, stdout=logs[job.name], stderr=subprocess.STDOUT, env=environment
-                )
-                running.append(job)
+                running.append(_started(waiting.pop(0), jobs))
             watch(found)
             time.sleep(period)
-            for job in list(running):
-                process = job.process
-                if process is not None and process.poll() is not None:
-                    running.remove(job)
-                    logs.pop(job.name).close()
-                    job.seconds, job.process = time.monotonic() - job.started, None
-                    job.done = not process.returncode
-                    if process.returncode:
-                        job.failure = _last_line(job.log) or f"exit code {process.returncode}"
+            for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
+                running.remove(job)
+                _ended(job)
         watch(found)
     finally:  # also when interrupted: nothing is left running
-        for job in running:
-            if job.process is not None:
-                job.process.terminate()
-                job.process.wait()
-        for log in logs.values():
-            log.close()
+        _interrupt(running)
+
+
+def _started(job: Job, jobs: int) -> Job:
+    """Start a job: with one thread, unless nothing will run beside it."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    environment = os.environ if job.alone or jobs == 1 else {**os.environ, "OMP_NUM_THREADS": "1"}
+    job.started = time.monotonic()
+    with job.log.open("wb") as log:
+        job.process = subprocess.Popen(
+            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    return job
+
+
+def _ended(job: Job) -> None:
+    """Note how the process of a job ended."""
+    assert job.process is not None
+    code = job.process.wait()
+    job.seconds, job.process, job.done = time.monotonic() - job.started, None, not code and not job.failure
+    if code and not job.failure:
+        job.failure = _last_line(job.log) or f"exit code {code}"
+
+
+def _stop(running: list[Job], waiting: Sequence[Job], minutes: float | None) -> None:
+    """End what runs, for the time is over."""
+    for job in running:
+        took = (time.monotonic() - job.started) / 60
+        job.failure = f"stopped after {took:.1f} minutes, when the run's {minutes:g} were over: {_last_line(job.log)}"
+    for job in waiting:
+        job.failure = f"not begun, when the run's {minutes:g} minutes were over"
+    for job in [*running, *waiting]:
+        job.late = True
+    _interrupt(running)
+
+
+def _interrupt(jobs: Sequence[Job]) -> None:
+    """Interrupt jobs as Ctrl-C would; end what is left of their processes after a while."""
+    processes = [job.process for job in jobs if job.process is not None]
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    end = time.monotonic() + GRACE
+    for process in processes:
+        try:
+            process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _fits(job: Job, running: Sequence[Job], jobs: int) -> bool:
@@ -175,34 +221,3 @@ def _last_line(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - 2000))
         lines = [line.strip() for line in file.read().decode(errors="replace").replace("\r", "\n").split("\n")]
     return next((line for line in reversed(lines) if line), "")
-
-
-def write_page(found: Sequence[Job], out: Path, budget: Budget, seeds: str) -> None:
-    """Write `out`/report.html: every paper, every claim, the published figure, ours, held or not, with the plots."""
-    report = Report("Every paper, every claim", f"Budget {budget}, seeds {seeds}; {machine.line()}")
-    rows = []
-    for job in found:
-        judged = job.rows
-        held = sum(row["holds"] for row in judged)
-        minutes = max((row["seconds"] for row in judged), default=0.0) / 60
-        state = job.failure or f"{held} of {len(judged)}"
-        paper = job.experiment.paper if job.experiment else ""
-        rows.append((job.name, paper, state, f"{minutes:.1f}"))
-    report.table(("experiment", "paper", "claims that hold", "minutes"), rows)
-    for job in found:
-        report.section(job.name)
-        for text in (
-            (job.experiment.paper, job.experiment.summary, job.experiment.scope[budget]) if job.experiment else ()
-        ):
-            report.text(text)
-        if job.failure:
-            report.text(f"It failed: {job.failure}" + (f" (see `{job.log}`)." if job.log.exists() else "."))
-        report.table(CLAIM_HEADER, claim_table(job.rows))
-        for path in sorted((job.out / "figures").glob("*.svg")) if job.rows else ():
-            report.plot(f"{job.name}-{path.stem}", path.read_text(encoding="utf-8"), f"{job.name}: {path.stem}")
-        report.text(f"More in `{job.name}/report.html`.")
-    report.section("Where and with what")
-    report.facts({**machine.facts(), **machine.versions()})
-    report.save(out)
-    claims = {job.name: {"failure": job.failure, "claims": job.rows} for job in found}
-    write_text(out / "claims.json", json.dumps(claims, indent=1) + "\n")

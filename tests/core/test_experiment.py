@@ -43,7 +43,7 @@ class Counting(Experiment):
 
     paper = "Somebody 2020, Of Numbers"
     summary = "Numbers are measured."
-    scope = {"small": "a few numbers", "full": "many"}  # noqa: RUF012
+    scope = {"small": "two numbers", "medium": "a few numbers", "full": "many"}  # noqa: RUF012
     measured: list[str] = []  # noqa: RUF012
     stop_at: int | None = None
 
@@ -108,10 +108,10 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_starts_anew(counting, tmp
     assert not (tmp_path / "claims.json").exists()
     experiment.stop_at = None
     rows = run_experiment("counting", experiment, tmp_path, seeds=[0, 1, 2])
-    assert experiment.measured == ["small-0", "small-1", "small-2"]
+    assert experiment.measured == ["medium-0", "medium-1", "medium-2"]
     assert [row["measured"] for row in rows] == [10.0, 12.0]
     run_experiment("counting", experiment, tmp_path, seeds=[0])
-    assert experiment.measured[3:] == ["small-0"]
+    assert experiment.measured[3:] == ["medium-0"]
 
 
 def test_what_was_measured_with_another_budget_is_measured_again(counting, tmp_path: Path) -> None:
@@ -121,7 +121,10 @@ def test_what_was_measured_with_another_budget_is_measured_again(counting, tmp_p
         run_experiment("counting", experiment, tmp_path, seeds=[0, 1])
     experiment.stop_at = None
     run_experiment("counting", experiment, tmp_path, "full", seeds=[0])
-    assert experiment.measured == ["small-0", "full-0"]
+    assert experiment.measured == ["medium-0", "full-0"]
+    experiment.scope = {"small": "two numbers", "full": "many"}  # it is short: its small stands for medium
+    run_experiment("counting", experiment, tmp_path / "short", seeds=[0])
+    assert experiment.measured[2:] == ["small-0"]
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,8 @@ def test_csv_with_quotes_bags_times_groups_and_weights(tmp_path: Path) -> None:
         "1,old,x,,0,u,1": "line 7, field age: 'old' is not a number",
         "1,nan,x,,0,u,1": "line 7, field age: nan is not finite",
         "1,1e999,x,,0,u,1": "line 7, field age: inf is not finite",
+        "1,1e300,x,,0,u,1": r"line 7, field age: 1e\+300 is too large for 32 bits",
+        "1,1,x,,0,u,3.5e38": r"line 7, field price: 3.5e\+38 is too large for 32 bits",
         "1,1,x,,,u,1": "line 7, field when: is empty",
         "1,1,x,,2024-13-01,u,1": "line 7, field when: '2024-13-01' is no date",
         "1,1,x,,noon,u,1": "line 7, field when: 'noon' is neither unix seconds nor an ISO 8601 time",

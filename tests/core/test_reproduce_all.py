@@ -22,9 +22,10 @@ RAN = Path(os.environ["RAN"])
 
 class Base(Experiment):
     paper, summary = "Somebody 2020, Of Numbers", "Numbers are measured."
-    scope = {"small": "a few numbers", "full": "many"}
+    scope = {"small": "a few numbers", "medium": "more", "full": "many"}
     def run(self, lab, report):
         def measure(seed):
+            time.sleep(60 if type(self).__name__ == os.environ.get("SLOW") else 0)
             with RAN.open("a") as file:
                 file.write(f"begin {type(self).__name__}\\n")
             time.sleep(0.3)
@@ -71,9 +72,9 @@ def reproduce(tmp_path: Path):
         "RECLOOM_DISABLE_PLUGINS": ",".join(info.name for info in host().plugins),
     }
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
+    def run(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "recloom.cli.main", "reproduce", "all", "--out", "out", *options]
-        return subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        return subprocess.run(argv, env=environment | more, cwd=tmp_path, capture_output=True, text=True, timeout=200)
 
     return run
 
@@ -104,8 +105,24 @@ def test_all_are_run_and_told_on_one_page_and_what_failed_is_run_again(reproduce
     assert not (tmp_path / "out" / "started.json").exists()
 
 
+def test_what_has_not_ended_in_time_is_stopped_and_said_so(reproduce, tmp_path: Path) -> None:
+    (tmp_path / "mended").touch()
+    done = reproduce("--minutes", "0.05", "--jobs", "1", SLOW="Broken")  # the first
+    assert done.returncode == 1, done.stderr
+    assert "broken out of time: stopped after 0." in done.stdout
+    assert "whole out of time: not begun, when the run's 0.05 minutes were over" in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("Not measured, for want of time") == 5
+    assert "Budget small: a few numbers" in page
+    assert not (tmp_path / "ran").exists()
+    done = reproduce("--budget", "small")  # it goes on, with the time that it has by itself
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 10 claims hold, of 5 papers" in done.stdout
+
+
 def test_it_refuses_what_is_one_experiments(reproduce) -> None:
     done = reproduce("--data", ".")
     assert done.returncode == 2
     assert "--data" in done.stderr
     assert reproduce("--jobs", "0").returncode == 2
+    assert reproduce("--minutes", "0").returncode == 2

@@ -14,8 +14,8 @@ def test_the_experiment(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         experiments, "PowerLawStream", lambda **options: PowerLawStream(2000, 100, 50, 0.8, 1.0, **options)
     )
-    monkeypatch.setitem(experiments.GENERATED, "small", {"events": 1000, "sources": 100, "destinations": 50})
-    monkeypatch.setitem(experiments.EPOCHS, "small", 1)
+    monkeypatch.setitem(experiments.GENERATED, "medium", {"events": 1000, "sources": 100, "destinations": 50})
+    monkeypatch.setitem(experiments.EPOCHS, "medium", 1)
     monkeypatch.setattr(experiments, "SHARES", (0.0, 0.05, 0.1))
     monkeypatch.setattr(experiments, "_TARGETS", {0.05: 40.0})
     result = run_cli(["reproduce", "edge", "--out", str(tmp_path / "out")])

@@ -20,7 +20,7 @@ def tiny() -> Setting:
 
 
 def test_the_experiment_compares_searches_and_supernets(tmp_path, monkeypatch):
-    monkeypatch.setitem(experiments.SETTINGS, "small", tiny)
+    monkeypatch.setitem(experiments.SETTINGS, "medium", tiny)
     experiment = experiments.NASRecExperiment()
     run_experiment("nasrec", experiment, tmp_path, seeds=[0])
     claims = {c["id"]: c for c in json.loads((tmp_path / "claims.json").read_text())}

@@ -31,7 +31,7 @@ def tiny():
 
 
 def test_the_experiment_measures_both_searches_and_judges_the_claims(tmp_path, monkeypatch):
-    monkeypatch.setitem(experiments.SETTINGS, "small", tiny)
+    monkeypatch.setitem(experiments.SETTINGS, "medium", tiny)
     rows = run_experiment("pim", experiments.PIMExperiment(), tmp_path, seeds=[0])
     claims = {row["id"]: row for row in rows}
     assert {"isaac-throughput", "isaac-density", "isaac-efficiency"} <= {i for i, row in claims.items() if row["holds"]}

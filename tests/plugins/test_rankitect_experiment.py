@@ -18,9 +18,8 @@ def test_it_measures_methods_and_judges_claims(tmp_path: Path, monkeypatch: pyte
     quick = Race(trials=4, rows=1024, eval_rows=1024, steps=2, batch=2, initial=2, explored=8)
     methods, spaces = ("random", "evolution", "oneshot", "dnas"), ("EngineersSpace",)
     against = Challenge(trials=4, rows=1024, eval_rows=1024, population=2, retrained=3)
-    setting = experiments.Setting((4096, 1024, 1024), quick, against, methods, spaces, challenges=1)
-    monkeypatch.setitem(experiments.SETTINGS, "small", setting)
-    monkeypatch.setattr(experiments, "GRAPHS", 20)
+    setting = experiments.Setting((4096, 1024, 1024), quick, against, methods, spaces, challenges=1, graphs=20)
+    monkeypatch.setitem(experiments.SETTINGS, "medium", setting)
     monkeypatch.setattr(experiments, "WORST_NE", 2.0)
     code, out, err = run_cli(["reproduce", "rankitect", "--seeds", "0,1", "--out", str(tmp_path / "out")])
     assert code == 0, err

@@ -55,10 +55,10 @@ def test_the_experiment_judges_what_it_measured(tmp_path, monkeypatch):
     quality |= {"no sync": {**same, "ne": 0.92}, "overwrite, 50 Mbit/s": {**same, "ne": 0.901}}
     ratios = {name: {"ratio": 1.0, "gap": 4.0} for name in ("none", "ShadowMA", "ShadowBMUF", "FixedRateMA")}
     monkeypatch.setattr(measures, "quality", lambda seed, rows: quality)
-    monkeypatch.setattr(measures, "full_cores", lambda: {"ShadowMA": 1.2, "ddp": 1.3})
-    monkeypatch.setattr(measures, "straggler", lambda: {"ShadowMA": 1.02, "ddp": 3.0})
+    monkeypatch.setattr(measures, "full_cores", lambda turns: {"ShadowMA": 1.2, "ddp": 1.3})
+    monkeypatch.setattr(measures, "straggler", lambda turns: {"ShadowMA": 1.02, "ddp": 3.0})
     monkeypatch.setattr(measures, "link_ratios", lambda mbit, repeats: {**ratios, "ddp": {"ratio": 5.0, "gap": 1.0}})
-    monkeypatch.setattr(measures, "scaling", lambda count: {name: row(0.02) for name in names})
+    monkeypatch.setattr(measures, "scaling", lambda count, steps: {name: row(0.02) for name in names})
     monkeypatch.setattr(links, "permitted", lambda: "")
     run_experiment("shadowsync", experiments.ShadowSyncExperiment(), tmp_path)
     claims = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())}

@@ -13,7 +13,11 @@ from recloom.errors import RecloomError
 from recloom.plugins import catalog
 
 if TYPE_CHECKING:
-    from recloom.experiment import Experiment
+    from recloom.experiment import Budget, Experiment
+
+
+SMALL_MINUTES = 59.0
+"""When `reproduce all --budget small` stops: it is to take less than an hour."""
 
 
 def bench(argv: list[str]) -> int:
@@ -35,7 +39,11 @@ def reproduce(argv: list[str]) -> int:
     """
     parser = _parser("reproduce", "Run a paper's experiment and judge its claims.", catalog().experiments)
     parser.add_argument("name", nargs="?", metavar="NAME", help="the experiment, or all")
-    parser.add_argument("--budget", choices=("small", "full"), default="small", help="minutes, or the paper's setting")
+    parser.add_argument(
+        "--budget",
+        choices=("small", "medium", "full"),
+        help="minutes, up to an hour, or the paper's setting (default: medium; of `all`: small)",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where results go (default: runs/reproduce-NAME-BUDGET)"
     )
@@ -43,6 +51,9 @@ def reproduce(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="real data, as `recloom prepare` wrote them")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a claim does not hold")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="of `all`: experiments at a time (default: 2)")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="of `all`: when to stop (default: 59 of small, else never)"
+    )
     options = parser.parse_args(argv)
     if options.list or options.name is None:
         return _list(catalog().experiments, parser, asked=options.list)
@@ -51,15 +62,16 @@ def reproduce(argv: list[str]) -> int:
     entry = catalog().experiments.get(options.name)
     seeds = _seeds(options.seeds)
     experiment: Experiment = entry.load()()
-    out = options.out or Path("runs") / f"reproduce-{options.name}-{options.budget}"
+    budget = experiment.settled(options.budget or "medium")
+    out = options.out or Path("runs") / f"reproduce-{options.name}-{budget}"
     if out.exists() and not out.is_dir():
         raise RecloomError(f"{out} is a file", "Give --out a folder.")
     from recloom.experiment import run_experiment
 
     print(f"{options.name}: {experiment.paper}\n{textwrap.fill(experiment.summary, 100)}")
-    print(textwrap.fill(f"budget {options.budget}: {experiment.scope[options.budget]}", 100))
+    print(textwrap.fill(f"budget {budget}: {experiment.scope[budget]}", 100))
     rows = run_experiment(
-        options.name, experiment, out, options.budget, seeds, lambda text: print(text, flush=True), options.data
+        options.name, experiment, out, budget, seeds, lambda text: print(text, flush=True), options.data
     )
     _print_claims(rows)
     print(f"report: {out / 'report.html'}\nclaims: {out / 'claims.json'}")
@@ -76,14 +88,18 @@ def _reproduce_all(options: argparse.Namespace) -> int:
         raise RecloomError("reproduce all measures on generated data", "Give --data to one experiment.")
     if options.jobs < 1:
         raise RecloomError(f"--jobs {options.jobs}: at least 1 experiment has to run")
-    out = options.out or Path("runs") / f"reproduce-all-{options.budget}"
+    if options.minutes is not None and options.minutes <= 0:
+        raise RecloomError(f"--minutes {options.minutes:g}: there is no time to measure anything")
+    budget: Budget = options.budget or "small"
+    minutes = SMALL_MINUTES if options.minutes is None and budget == "small" else options.minutes
+    out = options.out or Path("runs") / f"reproduce-all-{budget}"
     with watching() as watch:
-        found = reproduce_all(out, options.budget, options.seeds, options.jobs, watch)
+        found = reproduce_all(out, budget, options.seeds, options.jobs, watch, minutes)
     rows = [row for job in found for row in job.rows]
     print(f"{sum(row['holds'] for row in rows)} of {len(rows)} claims hold, of {len(found)} papers")
     for job in found:
         if job.failure:
-            print(f"{job.name} failed: {job.failure}" + (f"\n  See {job.log}." if job.log.exists() else ""))
+            print(f"{job.name} {job.state}" + (f"\n  See {job.log}." if job.log.exists() else ""))
     print(f"report: {out / 'report.html'}\nclaims: {out / 'claims.json'}")
     return int(any(job.failure for job in found) or (options.strict and not all(row["holds"] for row in rows)))
 

@@ -21,7 +21,7 @@ from recloom.model import RankingModule
 from recloom.plugins import catalog
 from recloom.retrieval import retriever, snapshot
 from recloom.retrieval.cascade import combine
-from recloom.retrieval.index import Parts, Scorer
+from recloom.retrieval.index import Parts, RetrievalIndex, Scorer
 from recloom.retrieval.module import RetrievalModule, side_schema
 from recloom.retrieval.retriever import MANIFEST, TABLES, Program, Retriever
 from recloom.retrieval.rows import Rows
@@ -96,29 +96,45 @@ def build(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        for name, encoder in zip(("user", "item"), encoders, strict=True):
-            export_model(encoder, aside / f"{name}.pt2", logits=True, source=source, tolerance=TOLERANCE)
-        wide = 0 if first is None else len(first.user_encoder.schema.labels)
-        scorers: dict[str, Scorer] = {}
-        for name, scorer in parts.scorers.items():
-            assert isinstance(scorer, nn.Module)
-            item_dim = parts.item_dim - int(parts.facts.get("first_dim", 0))
-            scorers[name] = export_scorer(scorer.eval(), aside / f"{name}.pt2", parts.user_dim - wide, item_dim)
-        tables: dict[str, Any] = dict(parts.tables)
-        np.savez(aside / TABLES, **tables)
-        manifest = _manifest(parts, kind, options, wide, source)
-        write_text(aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        intact.seal(aside)
-        made, item = retriever.make_index(aside, manifest, scorers), Program.load(aside / "item.pt2")
-        made.build(items.ids.numpy(), item.codes(items))
-        snapshot.write(aside, made.save)
-        items.slice(0, EXAMPLES).save(aside / "example_items.parquet")
-        if users is not None:
-            users.slice(0, EXAMPLES).save(aside / "example_users.parquet")
+        with intact.room(aside):
+            made, item, manifest = _fill(aside, encoders, parts, items, kind, options, first, source)
+            items.slice(0, EXAMPLES).save(aside / "example_items.parquet")
+            if users is not None:
+                users.slice(0, EXAMPLES).save(aside / "example_users.parquet")
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Retriever(folder, manifest, Program.load(folder / "user.pt2", lazy=True), item, made)
+
+
+def _fill(
+    aside: Path,
+    encoders: list[RankingModule],
+    parts: Parts,
+    items: Rows,
+    kind: str,
+    options: dict[str, Any],
+    first: RetrievalModule | None,
+    source: dict[str, str] | None,
+) -> tuple[RetrievalIndex, Program, dict[str, Any]]:
+    """Write programs, tables, manifest and the first snapshot; return the index, the item encoder and the manifest."""
+    for name, encoder in zip(("user", "item"), encoders, strict=True):
+        export_model(encoder, aside / f"{name}.pt2", logits=True, source=source, tolerance=TOLERANCE)
+    wide = 0 if first is None else len(first.user_encoder.schema.labels)
+    scorers: dict[str, Scorer] = {}
+    for name, scorer in parts.scorers.items():
+        assert isinstance(scorer, nn.Module)
+        item_dim = parts.item_dim - int(parts.facts.get("first_dim", 0))
+        scorers[name] = export_scorer(scorer.eval(), aside / f"{name}.pt2", parts.user_dim - wide, item_dim)
+    tables: dict[str, Any] = dict(parts.tables)
+    np.savez(aside / TABLES, **tables)
+    manifest = _manifest(parts, kind, options, wide, source)
+    write_text(aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    intact.seal(aside)
+    made, item = retriever.make_index(aside, manifest, scorers), Program.load(aside / "item.pt2")
+    made.build(items.ids.numpy(), item.codes(items))
+    snapshot.write(aside, made.save)
+    return made, item, manifest
 
 
 def _manifest(
@@ -154,7 +170,10 @@ def export_scorer(scorer: nn.Module, path: Path, user_dim: int, item_dim: int) -
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(scorer, example, dynamic_shapes=({0: users}, {0: users, 1: items}))
+        with intact.room(path.parent):
             torch.export.save(program, path)
+    except RecloomError:
+        raise
     except Exception as error:  # torch raises many kinds, for whatever in a forward cannot be traced
         cause = str(error).strip().split("\n")[0]
         raise RecloomError(f"{path.stem} cannot be exported: {cause}", "RECLOOM_TRACEBACK=1 shows where.") from error

@@ -34,6 +34,9 @@ def write(folder: Path, save: Callable[[Path], None]) -> Path:
     Args:
         folder: The index's folder.
         save: Writes everything into the empty folder that it is given.
+
+    Raises:
+        DataError: The disk is full; the snapshot before is the current one.
     """
     snapshots = folder / SNAPSHOTS
     snapshots.mkdir(parents=True, exist_ok=True)
@@ -44,10 +47,15 @@ def write(folder: Path, save: Callable[[Path], None]) -> Path:
         name = f"{max(numbers, default=0) + 1:06d}"
         aside = snapshots / f"{name}.part"
         aside.mkdir()
-        save(aside)
-        intact.seal(aside)
-        for path in aside.rglob("*"):
-            _flush(path)
+        try:
+            with intact.room(aside):
+                save(aside)
+                intact.seal(aside)
+                for path in aside.rglob("*"):
+                    _flush(path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         aside.replace(snapshots / name)
         _flush(snapshots)
         (folder / f"{CURRENT}.part").write_text(name + "\n")

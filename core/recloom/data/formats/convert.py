@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,6 +13,7 @@ from recloom.errors import DataError
 _INT = r"^-?[0-9]{1,18}$"
 _SECONDS = r"^-?[0-9]{1,18}(\.[0-9]*)?$"
 _FLOAT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_LARGEST = float(np.finfo(np.float32).max)  # shards hold float32; beyond is infinity
 _ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2})?(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
 
 
@@ -44,6 +46,7 @@ def _converted(block: RawBlock, column: Column, array: pa.Array | pa.ChunkedArra
     elif column.kind == "float":
         array = _numbers(block, column.name, array, pa.float64(), _FLOAT, "is not a number")
         block.reject(pc.invert(pc.is_finite(array)), column.name, "is not finite", array)
+        block.reject(pc.greater(pc.abs(array), _LARGEST), column.name, "is too large for 32 bits", array)
     elif column.kind == "hex":
         keys, wrong = hex_keys(array)
         block.reject(wrong, column.name, "is not 8 hexadecimal digits", array)
