@@ -108,7 +108,8 @@ class Experiment(ABC):
     """What each budget runs, and what its result can and cannot show. One that is short has no medium."""
 
     processors: int = 1
-    """How many processors it needs for itself: `recloom reproduce all` runs others side by side."""
+    """How many processors it wants for itself. `recloom reproduce all` runs experiments of one processor side by side,
+    with one thread each; what has several processes, or measures speed, says 2 and runs alone."""
 
     def settled(self, budget: Budget) -> Budget:
         """Return `budget`, or small for the medium of an experiment that has none."""

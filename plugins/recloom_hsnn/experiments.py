@@ -37,6 +37,7 @@ class HSNNExperiment(Experiment):
         "items; times are CPU milliseconds of one thread."
     )
     scope = SCOPE
+    processors = 2  # it takes one, and measures CPU time, which a neighbour's use of caches would change
 
     def run(self, lab: Lab, report: Report) -> list[Claim]:
         """Measure everything; return the claims."""
