@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from recloom import intact
+from recloom import intact, programs
 from recloom.errors import RecloomError
 from recloom.model import RankingModule
 from recloom.serving import ServingModel, batch_of, random_inputs
@@ -137,9 +137,7 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
     named = _Named(serving, example)
     try:
         if format == "torch":
-            exported = torch.export.export(named, (), example, dynamic_shapes=shapes)
-            with intact.room(path.parent):
-                torch.export.save(exported, path)
+            programs.save(torch.export.export(named, (), example, dynamic_shapes=shapes), path)
             return
         _need_onnx()
         program = torch.onnx.export(

@@ -1,4 +1,4 @@
-"""Exported programs from elsewhere, as `torch.export` saves them, looked through before torch reads them.
+"""Exported programs, as `torch.export` saves them: written, and looked through before torch reads them.
 
 `torch.export.load` unpickles what an archive holds, evaluates the text of its sizes and guards, and calls what its
 nodes name. Here a program may hold tensors, arithmetic and registered operators, and nothing else. That is a filter and
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.export import ExportedProgram
 
-from recloom import archives
+from recloom import archives, intact
 from recloom.errors import DataError
 
 _HINT = "Export the model again: recloom export."
@@ -38,6 +39,36 @@ _NODES: tuple[type[ast.AST], ...] = (
     *(ast.cmpop, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Subscript, ast.Attribute, ast.Tuple),
 )
 _ATTRIBUTES = {"size", "stride", "storage_offset", "numel", "dtype", "shape", "isnan", "inf"}
+
+
+class _Patient(io.FileIO):
+    """A file that keeps the first error of writing: torch's writer, when it meets one, ends the process."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of `data`, unless writing failed already."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += super().write(view[done:])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+
+def save(program: ExportedProgram, path: Path) -> None:
+    """Write a program.
+
+    Raises:
+        DataError: The disk is full.
+        OSError: It cannot be written for another reason.
+    """
+    with intact.room(path.parent), _Patient(path, "wb") as file:
+        torch.export.save(program, file)
+        if file.error is not None:
+            raise file.error
 
 
 def load(path: Path) -> Callable[..., Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recloom import intact
+from recloom import intact, programs
 from recloom.document import write_text
 from recloom.errors import RecloomError
 from recloom.export import export_model
@@ -170,8 +170,7 @@ def export_scorer(scorer: nn.Module, path: Path, user_dim: int, item_dim: int) -
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(scorer, example, dynamic_shapes=({0: users}, {0: users, 1: items}))
-        with intact.room(path.parent):
-            torch.export.save(program, path)
+        programs.save(program, path)
     except RecloomError:
         raise
     except Exception as error:  # torch raises many kinds, for whatever in a forward cannot be traced
