@@ -6,9 +6,11 @@ DLRM's over arch), falls well below the rate that oneDNN reaches. `benchmarks/RE
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CACHE_LINE = 16  # floats
+Module = TypeVar("Module", bound=nn.Module)
 SMALLEST_BATCH, SMALLEST_WIDTH = 512, 64  # under these MKL's products, or the calls into Python, decide
 
 
@@ -59,6 +62,40 @@ class _Linear(torch.autograd.Function):
             _weight_gradient(gradient, input) if wants_weight else None,
             gradient.sum(0) if wants_bias else None,
         )
+
+
+def for_inference(module: Module) -> Module:
+    """Return a copy for inference, equal to rounding, that shares all but the linear layers' weights with the module.
+
+    Those lie in memory as in x out, in the order in which products read them (a product of 256 x 2,112 with 128
+    outputs is some 5% faster so), and a ReLU after a linear layer of an nn.Sequential is a part of that layer.
+    """
+    weights = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
+    shared = {id(p): p for p in [*module.parameters(), *module.buffers()] if id(p) not in weights}
+    copied = copy.deepcopy(module, shared)  # type: ignore[arg-type]
+    for layer in copied.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t(), requires_grad=False)
+    for parent in [m for m in copied.modules() if isinstance(m, nn.Sequential)]:
+        children = list(parent.named_children())
+        for (name, layer), (after, relu) in itertools.pairwise(children):
+            if type(layer) in (nn.Linear, Linear) and type(relu) is nn.ReLU:
+                parent.register_module(name, _LinearReLU(cast(nn.Linear, layer)))
+                delattr(parent, after)
+    return copied
+
+
+class _LinearReLU(nn.Linear):
+    """A linear layer and the ReLU after it, for inference."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ... x in_features to ... x out_features."""
+        return F.linear(input, self.weight, self.bias).relu_()
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

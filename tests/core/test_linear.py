@@ -31,3 +31,23 @@ def test_results_and_gradients_equal_torch(monkeypatch, onednn, shape, bias):
     for p, q in zip(layer.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-3, rtol=1e-3)
         assert p.grad.is_contiguous()
+
+
+def test_a_copy_for_inference_computes_the_same_and_shares_the_rest() -> None:
+    torch.manual_seed(0)
+    table, layers = (
+        nn.Embedding(10, 6),
+        nn.Sequential(linear.Linear(6, 5), nn.ReLU(), linear.Linear(5, 4), nn.Sigmoid()),
+    )
+    model = nn.Sequential(table, layers)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copied = linear.for_inference(model)
+    ids = torch.arange(10)
+    assert (layers(table(ids)) > 0.5).any()
+    torch.testing.assert_close(copied(ids), model(ids))
+    assert len(copied[1]) == 3  # the ReLU is a part of its layer
+    assert copied[0].weight.data_ptr() == table.weight.data_ptr()
+    assert copied[1][0].weight.t().is_contiguous()
+    assert layers[0].weight.is_contiguous()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -87,11 +87,11 @@ def _kind(module: nn.Module) -> str | None:
     return "interaction" if isinstance(module, Interaction) else None
 
 
-def parts(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the model's MLPs alone: its bottom MLP on B x dense, its top MLP on B x width, added up."""
+def parts(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the model's MLPs alone: its bottom MLP on B x dense and its top MLP on B x width."""
 
-    def run(dense: Tensor, vectors: Tensor) -> Tensor:
+    def run(dense: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            return model.dense_arch(dense).sum() + model.over_arch(vectors).sum()  # type: ignore[operator]
+            return model.dense_arch(dense), model.over_arch(vectors)  # type: ignore[operator]
 
     return run
