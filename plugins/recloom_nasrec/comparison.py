@@ -15,6 +15,7 @@ from recloom.search.evaluators.supernet import SupernetEvaluator
 from recloom.search.finish import Trained
 from recloom.search.methods.evolution import RegularizedEvolution
 from recloom.search.methods.random import RandomSearch
+from recloom.search.objective import Objective
 from recloom.search.run import Search, SearchRun
 from recloom_nasrec.sampling import STRATEGIES, Strategy
 from recloom_nasrec.space import NASRecSpace
@@ -42,6 +43,7 @@ class Setting:
         retrain: The best of them, which are trained from scratch.
         candidates: Random candidates trained from scratch: for random search, and for rank correlations.
         arches: Hidden widths of the baselines: of the dense arch, and of the over arch.
+        limit: Most multiply-accumulates a sample of candidates, found or random; None: no limit.
     """
 
     size: Literal["small", "full"]
@@ -58,6 +60,7 @@ class Setting:
     retrain: int = 5
     candidates: int = 16
     arches: tuple[tuple[int, ...], tuple[int, ...]] = ((128,), (256, 128))
+    limit: float | None = None
 
     def space(self, strategy: Strategy) -> NASRecSpace:
         """Return the space, with a supernet that is trained by `strategy`."""
@@ -85,7 +88,8 @@ class Setting:
         clicks: Any = catalog().datamodules.load("SyntheticClicks")
         data = clicks(*self.rows, batch_size=256, num_workers=0, seed=seed, **self.world)
         scratch = FromScratch(rows=self.rows[0], epochs=self.epochs)
-        return Search(self.space(STRATEGIES[0]), data, seed=seed, scratch=scratch, **options)
+        objective = Objective(limits={} if self.limit is None else {"macs": self.limit})
+        return Search(self.space(STRATEGIES[0]), data, objective=objective, seed=seed, scratch=scratch, **options)
 
     def baselines(self) -> dict[str, dict[str, Any]]:
         """Return the baselines' sections: tokens as wide as the space's."""
