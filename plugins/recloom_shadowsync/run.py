@@ -132,16 +132,19 @@ class Run:
                 addresses = self._servers.addresses
             addresses = _from_first(addresses)
         session_id = bytes.fromhex(_from_first(secrets.token_hex(16)))  # not the token: a resumed run begins anew there
-        transport = None
-        for turn in (0, 1):  # rank 0 brings the weights
-            if turn == min(self.rank, 1):
-                transport = ServerTransport(
-                    addresses, session_id, self.rank, self.world, self.replica.reference,
-                    setting.compression, setting.alpha, setting.round_timeout,
-                )  # fmt: skip
-            dist.barrier()
-        assert transport is not None
-        return transport
+
+        def connect() -> ServerTransport:
+            return ServerTransport(
+                addresses, session_id, self.rank, self.world, self.replica.reference,
+                setting.compression, setting.alpha, setting.round_timeout,
+            )  # fmt: skip
+
+        if self.rank == 0:  # it brings the weights
+            transport = connect()
+            _from_first(True)  # and waits for nobody: whoever goes on from here can be lost
+            return transport
+        _from_first(None)
+        return connect()
 
     def _session(self, helpers: tuple[int, ...]) -> Session:
         setting = self.setting
