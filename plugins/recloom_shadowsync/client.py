@@ -51,7 +51,7 @@ class ServerTransport(Transport):
     ) -> None:
         self.rank = rank
         self.compression: Compression = compression
-        self._lost, self._full = 0, False
+        self._lost = 0
         self._bounds = [len(weights) * i // len(servers) for i in range(len(servers) + 1)]
         self._feedback = [Feedback(compression, carry) for _ in servers]
         self._sockets: list[socket.socket] = []
@@ -91,8 +91,7 @@ class ServerTransport(Transport):
         """Tell the first server; it knows what the others said last."""
         numbers = self._ask(0, Op.MEET, wire.as_bytes(status.encode()), torch.int64)
         lost = int(numbers[0])
-        self._full = self._full or not lost  # before all have come once, those that are missing are not lost
-        if self._full and lost > self._lost:
+        if lost > self._lost:
             self._lost = lost
             raise Gone(f"{lost} rank{'s' * (lost > 1)} died, or said nothing for long")
         return Table.decode(numbers[1:].view(-1, FIELDS), self._lost)

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from recloom.plugins import catalog
 from recloom.sync import SyncAlgorithm
 from recloom_shadowsync import wire
 from recloom_shadowsync.compression import Compression, decode, encode
-from recloom_shadowsync.status import FIELDS
+from recloom_shadowsync.status import FIELDS, Status
 from recloom_shadowsync.wire import Op
 
 KINDS: tuple[Compression, ...] = ("none", "bf16", "int8")
+COMING = 5  # times `patience` that the others may take to connect, once rank 0 has
 
 
 class SyncServer:
@@ -72,7 +74,7 @@ class SyncServer:
         self._socket.close()
 
     def _attend(self, connection: socket.socket) -> None:
-        rank, left = -1, False
+        rank, run, left = -1, b"", False
         with self._lock:
             self.clients += 1
         try:
@@ -90,7 +92,7 @@ class SyncServer:
             connection.close()
             with self._lock:
                 self.clients -= 1
-                if not left:
+                if not left and run == self._run:
                     self._states.pop(rank, None)
 
     def _greet(self, connection: socket.socket, client: _Client, ranks: int) -> None:
@@ -101,13 +103,21 @@ class SyncServer:
                 raise ConnectionError("not a rank of the run in progress")
             with self._lock:
                 self.center = wire.as_tensor(data, torch.float32).clone()
-                self._run, self._ranks, self._states = client.run, ranks, {}
+                self._run, self._ranks = client.run, ranks
+                latest = time.monotonic() + (COMING - 1) * self.patience  # for those that have not come yet
+                self._states = {other: (latest, _silent(other)) for other in range(ranks)}
             self.algorithm.start(self.center)
+        with self._lock:
+            self._states[client.rank] = (time.monotonic(), _silent(client.rank))
         client.reference = self.center.clone() if client.kind != "none" else self.center
         wire.send(connection, Op.OK, 0)
 
     def table(self, rank: int, state: list[int]) -> Tensor:
-        """Note a rank's state; return [ranks lost, and the states of those that are there, one after the other]."""
+        """Note a rank's state; return [ranks lost, and the states of all others, one after the other].
+
+        A rank that has said nothing yet counts as at its beginning; it is lost when its connection ends or it is
+        silent for `patience`, or if it has not come for COMING times as long.
+        """
         now = time.monotonic()
         with self._lock:
             self._states[rank] = (now, state)
@@ -130,6 +140,11 @@ class SyncServer:
         """Return a copy of the centre."""
         with self._lock:
             return self.center.clone()
+
+
+def _silent(rank: int) -> list[int]:
+    """Return the state of a rank that has told none yet."""
+    return list(astuple(Status(rank, gives=0)))
 
 
 class _Client:
