@@ -51,8 +51,8 @@ def row(step, gap=5.0):
 def test_the_experiment_judges_what_it_measured(tmp_path, monkeypatch):
     names = [f"{name}-{every}" if every else name for name, _, every in measures.SCALED]
     same = {"ne": 0.9, "gap": 4.0, "staleness": 1.0}
-    quality = {name: same for name in (*measures.NE_SETTINGS, *measures.SLOW_SETTINGS)}
-    quality |= {"no sync": {**same, "ne": 0.92}, "overwrite, 50 Mbit/s": {**same, "ne": 0.901}}
+    quality = {name: same for names in (measures.NE_SETTINGS, *measures.SLOW_SETTINGS.values()) for name in names}
+    quality |= {"no sync": {**same, "ne": 0.92}, "overwrite, 10 Mbit/s": {**same, "ne": 0.901}}
     ratios = {name: {"ratio": 1.0, "gap": 4.0} for name in ("none", "ShadowMA", "ShadowBMUF", "FixedRateMA")}
     monkeypatch.setattr(measures, "quality", lambda seed, rows: quality)
     monkeypatch.setattr(measures, "full_cores", lambda turns: {"ShadowMA": 1.2, "ddp": 1.3})

@@ -180,7 +180,7 @@ SLOW_SETTINGS: dict[float, dict[str, tuple[str, dict[str, Any], dict[str, Any]]]
     },
     10.0: {"shadow MA, 10 Mbit/s": ("ShadowMA", {}, {}), "overwrite, 10 Mbit/s": NE_SETTINGS["overwrite"]},
 }
-"""By Mbit/s, where a round lasts some four steps and some twenty: what is learnt in that time is what the write back keeps or takes."""
+"""By Mbit/s. A round lasts some four steps or twenty: what is learnt meanwhile, the write back keeps or takes."""
 STEP = 0.01
 """Least seconds of a step where quality is measured: a round then falls on as few steps as with larger models."""
 
