@@ -9,11 +9,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from recloom.cli import quiet
+from recloom.errors import RecloomError
+from recloom.features import FeatureSchema
 from recloom.plugins import catalog
+from recloom.search.slot import SlotSpace
 
 NONE = "none"
 LEFT_OUT = {  # in one process, on data without files of their own; the tests named run them
@@ -110,3 +114,23 @@ def train(data: Any, interaction: str, sequence_encoder: str, embedding: str, st
         )
         trainer.fit(module, datamodule=data)
     return losses.seen
+
+
+def test_a_slot_can_be_searched() -> None:
+    """A graph of Rankitect's blocks in the slot of HSNN's item tower: built there, priced as what is there."""
+    quiet.hush()
+    tower = catalog().search_spaces.load("BlockSpace")(nodes=4)
+    whole = {"class_path": "recloom_hsnn.model.HSNN", "init_args": {"monn": {"size": "tiny"}}}
+    space = SlotSpace(tower, whole, "item_tower", side="item", outputs=32)
+    data: Any = catalog().datamodules.load("RetrievalClicks")(num_items=50, num_users=20, num_train=100)
+    schema = FeatureSchema.from_dict(data.schema)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        genotype = space.canonical(space.mutate(space.sample(rng), rng))
+        assert space.valid(genotype)
+        model = space.build(genotype, schema)
+        assert type(model.item_encoder.tower).__name__ == "GraphModel"
+        assert space.program(genotype, schema).macs == model.item_encoder.tower.program().macs > 0
+    assert "item_tower" not in whole["init_args"]
+    with pytest.raises(RecloomError, match="has 'item_tower' already"):
+        SlotSpace(tower, space.model_config(genotype), "item_tower")

@@ -86,6 +86,9 @@ def register(catalog: Catalog) -> None:
         ("dnas", "dnas:DNAS", "short for DNAS"),
     ):
         catalog.search_methods.add(name, f"recloom.search.methods.{path}", summary=summary)
+    catalog.search_spaces.add(
+        "SlotSpace", "recloom.search.slot:SlotSpace", summary="any space as a part of a given model: an item tower, ..."
+    )
     for name, path, summary in (
         ("FromScratch", "scratch:FromScratch", "each candidate trained from fresh weights"),
         ("Together", "together:Together", "several candidates trained from fresh weights in one loop"),

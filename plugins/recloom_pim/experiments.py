@@ -12,8 +12,8 @@ from recloom.experiment import Budget, Claim, Experiment, Lab
 from recloom_pim import constants
 
 SCOPE: dict[Budget, str] = {
-    "small": "60,000 generated clicks a seed, passed three times, models as in medium, supernets of 400 steps, 32 "
-    "candidates a search, of which 2, and 3 of the co-search's on two kinds of crossbars, are trained from scratch: it "
+    "small": "100,000 generated clicks a seed, passed three times, models as in medium, supernets of 600 steps, 48 "
+    "candidates a search, of which 3, and 4 of the co-search's on two kinds of crossbars, are trained from scratch: it "
     "shows that both searches run and how their designs' costs compare. NE of models trained on so few clicks differs "
     "by more than the 0.1% in question, so that equal NE is luck here.",
     "medium": "200,000 generated clicks a seed, passed three times, models of up to 3 blocks, supernets of 1,000 "
@@ -77,8 +77,8 @@ class PIMExperiment(Experiment):
 
 
 def _small() -> Any:
-    rows = (60_000, 30_000, 60_000)
-    return replace(_medium(), rows=rows, steps=400, trials=32, retrain=2, retrain_together=10, repeats=1)
+    rows = (100_000, 50_000, 100_000)
+    return replace(_medium(), rows=rows, steps=600, trials=48, retrain=3, retrain_together=12, repeats=2)
 
 
 def _medium() -> Any:
