@@ -62,8 +62,8 @@ class Setting:
 SETTINGS: dict[Budget, Setting] = {
     "small": Setting(
         (128_000, 20_000, 50_000),
-        Race(24, 6_400, 4_096, 200, initial=8, explored=32, optimizer=FAST),
-        Challenge(64, 12_800, 5_000, 16, retrained=3, optimizer=FAST),
+        Race(32, 9_600, 6_144, 300, initial=8, explored=48, optimizer=FAST),
+        Challenge(96, 25_600, 5_000, 20, retrained=4, optimizer=FAST),
         world=WORLD,
         challenges=1,
         graphs=300,
@@ -92,8 +92,8 @@ SAMPLE = Setting(
 """The small and medium budgets on real logs, given by --data: samples of some thousand rows."""
 
 SCOPE: dict[Budget, str] = {
-    "small": "24 candidates a search, each trained on 6,400 generated clicks, 50 steps; against hand-made models 64 "
-    "candidates of 12,800 clicks; 300 random graphs. It shows that every method runs at equal compute; which is better "
+    "small": "32 candidates a search, each trained on 9,600 generated clicks, 75 steps; against hand-made models 96 "
+    "candidates of 25,600 clicks; 300 random graphs. It shows that every method runs at equal compute; which is better "
     "it cannot show, for one seed of so few candidates is mostly luck. With --data as medium.",
     "medium": "Generated clicks whose best possible NE is known; 64 candidates a search, each trained on 12,800 rows: "
     "100 steps; against hand-made models 320 candidates of 51,200 rows. With --seeds 0,1,2,3,4 about an hour of "
