@@ -135,16 +135,17 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
         shapes |= {name: {0: values} for name in ("values", "weights") if name in example}
         shapes["lengths"] = None if batch_size else {1: batch}
     named = _Named(serving, example)
-    try:
-        if format == "torch":
-            programs.save(torch.export.export(named, (), example, dynamic_shapes=shapes), path)
-            return
+    if format == "onnx":
         _need_onnx()
+    try:
+        exported = torch.export.export(named, (), example, dynamic_shapes=shapes)
+        if format == "torch":
+            programs.save(exported, path)
+            return
         program = torch.onnx.export(
-            named,
+            exported,
             (),
             kwargs=example,
-            dynamic_shapes=shapes,
             input_names=list(example),
             output_names=[serving.output_name],
             dynamo=True,

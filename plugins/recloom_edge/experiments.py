@@ -17,14 +17,14 @@ from recloom_edge.compare import Contender, train
 
 SHARES = (0.0, 0.01, 0.05, 0.1)
 GENERATED: dict[Budget, dict[str, Any]] = {
-    "small": {"events": 20_000, "sources": 2_000, "destinations": 500},
+    "small": {"events": 40_000, "sources": 4_000, "destinations": 1_000},
     "medium": {"events": 40_000, "sources": 4_000, "destinations": 1_000},
     "full": {"events": 1_000_000, "sources": 100_000, "destinations": 20_000, "eval_window": 500},
 }
 EPOCHS: dict[Budget, int] = {"small": 2, "medium": 3, "full": 10}
 METRICS = ("mrr", "recall", "ap", "auc", "historical_ap", "inductive_ap", "new_mrr", "new_ap")
 SCOPE: dict[Budget, str] = {
-    "small": "2 epochs of EDGE and 1 of JODIE (and of TGN) on 20,000 generated events. It shows what decoupling does "
+    "small": "2 epochs of EDGE and 1 of JODIE (and of TGN) on 40,000 generated events. It shows what decoupling does "
     "to the number of steps, and to a model in its first minute; it settles nothing between models, none of which has "
     "learned all it can.",
     "medium": "3 epochs of EDGE, 2 of JODIE and 1 of TGN, which takes more than the time of EDGE's three, on 40,000 "
