@@ -24,6 +24,18 @@ from recloom_nasrec.supernet import NASRecSupernet
 ADAM = OptimizerConfig("Adam", 0.005, {}, "rowwise_adagrad", 0.2, clip_norm=5.0, warmup_steps=100)
 
 
+BASELINES = ("DLRM", "DCN V2")
+SMALL: dict[str, tuple[tuple[int, tuple[int, ...], dict[str, Any]], ...]] = {
+    "DLRM": ((16, (48, 32), {}), (16, (64,), {}), (8, (64, 32), {})),
+    "DCN V2": (
+        (16, (16,), {"layers": 2, "rank": 4}),
+        (8, (32,), {"layers": 2, "rank": 8}),
+        (4, (48, 16), {"layers": 2}),
+    ),
+}
+"""Shapes of the baselines of 4,000 to 6,000 multiply-accumulates: width of the embeddings, over arch, cross layers."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Sizes of one budget.
@@ -42,8 +54,8 @@ class Setting:
         finetune_steps: Steps of fine-tuning a candidate's last layer.
         retrain: The best of them, which are trained from scratch.
         candidates: Random candidates trained from scratch: for random search, and for rank correlations.
-        arches: Hidden widths of the baselines: of the dense arch, and of the over arch.
-        limit: Most multiply-accumulates a sample of candidates, found or random; None: no limit.
+        arches: Hidden widths of the baselines' usual size: of the dense arch, and of the over arch.
+        limit: Most multiply-accumulates a sample of candidates, found or random, and baselines; None: no limit.
     """
 
     size: Literal["small", "full"]
@@ -92,14 +104,24 @@ class Setting:
         return Search(self.space(STRATEGIES[0]), data, objective=objective, seed=seed, scratch=scratch, **options)
 
     def baselines(self) -> dict[str, dict[str, Any]]:
-        """Return the baselines' sections: tokens as wide as the space's."""
-        dense, over = self.arches
-        args = {"dense_arch": [*dense, 16], "over_arch": [*over], "optimizer": asdict(self.optimizer)}
-        crossed = {**args, "interaction": "CrossNet"}
-        return {
-            "DLRM": {"class_path": "DLRM", "init_args": args},
-            "DCN V2": {"class_path": "DLRM", "init_args": crossed},
+        """Return the baselines' sections: at their usual size and, under a limit, in shapes that may keep it."""
+        sections = {
+            f"{name}, usual size": self._baseline(name, 16, (*self.arches[0], 16), self.arches[1]) for name in BASELINES
         }
+        for name, shapes in SMALL.items() if self.limit else ():
+            sections |= {f"{name}, {'x'.join(map(str, (d, *over)))}": self._baseline(name, d, (16,), over, **more)
+                         for d, over, more in shapes}  # fmt: skip
+        return sections
+
+    def _baseline(
+        self, name: str, width: int, dense: tuple[int, ...], over: tuple[int, ...], **cross: Any
+    ) -> dict[str, Any]:
+        """Return a DLRM, or one with DCN V2's cross layers, on embeddings of `width`."""
+        args: dict[str, Any] = {"embedding_dim": width, "dense_arch": [*dense], "over_arch": [*over]}
+        args["optimizer"] = asdict(self.optimizer)
+        if name == "DCN V2":
+            args["interaction"] = {"class_path": "CrossNet", "init_args": cross}
+        return {"class_path": "DLRM", "init_args": args}
 
 
 def _falling(optimizer: OptimizerConfig, steps: int) -> OptimizerConfig:
@@ -132,7 +154,7 @@ def compare(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
         retrain=1,
     ).run(folder / "random", progress=False)
     best = found.finished.retrained[0]
-    others = {t.name: t for t in found.finished.baselines} | {"random search": random.finished.retrained[0]}
+    others = _best(found.finished.baselines, setting.limit) | {"random search": random.finished.retrained[0]}
     labels = charts.labels(found, "test")
     ahead = {n: ne_difference(t.test_logits, best.test_logits, labels, seed) for n, t in others.items()}
     return {
@@ -145,6 +167,18 @@ def compare(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
             for name, run in (("evolution", found), ("random", random))
         },
     }
+
+
+def _best(baselines: list[Trained], limit: float | None) -> dict[str, Trained]:
+    """Return each baseline: the best on the validation rows of those that keep the limit, and the usual size beside."""
+    found = {}
+    for name in BASELINES:
+        own = [trained for trained in baselines if trained.name.startswith(f"{name}, ")]
+        kept = [trained for trained in own if limit is None or trained.costs["macs"] <= limit]
+        found[name] = min(kept, key=lambda trained: trained.mean("ne"))
+        if found[name] is not own[0]:
+            found[own[0].name] = own[0]
+    return found
 
 
 def _facts(trained: Trained) -> dict[str, float]:
