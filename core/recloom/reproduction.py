@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ class Job:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     started: float = field(default=0.0, init=False)
     seconds: float = field(default=0.0, init=False)
+    cpu_seconds: float = field(default=0.0, init=False)
     failure: str = field(default="", init=False)
     late: bool = field(default=False, init=False)
     before: bool = field(default=False, init=False)
@@ -153,9 +155,8 @@ def _run(
                 running.append(_started(waiting.pop(0), jobs))
             watch(found)
             time.sleep(period)
-            for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
+            for job in [job for job in running if _ended(job)]:
                 running.remove(job)
-                _ended(job)
         watch(found)
     finally:  # also when interrupted: nothing is left running
         _interrupt(running)
@@ -173,13 +174,24 @@ def _started(job: Job, jobs: int) -> Job:
     return job
 
 
-def _ended(job: Job) -> None:
-    """Note how the process of a job ended."""
+def _ended(job: Job) -> bool:
+    """Return whether the process of a job has ended; note how, and what it took."""
     assert job.process is not None
-    code = job.process.wait()
+    before = _cpu_seconds()
+    code = job.process.poll()
+    if code is None:
+        return False
+    job.cpu_seconds = _cpu_seconds() - before  # of the one process that was waited for now, and its children
     job.seconds, job.process, job.done = time.monotonic() - job.started, None, not code and not job.failure
     if code and not job.failure:
         job.failure = _last_line(job.log) or f"exit code {code}"
+    return True
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of all processes that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _stop(running: list[Job], waiting: Sequence[Job], minutes: float | None) -> None:

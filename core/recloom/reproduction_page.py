@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +31,11 @@ def write_page(found: Sequence[Job], out: Path, budget: Budget, seeds: str, seco
         judged = job.rows
         held = sum(row["holds"] for row in judged)
         minutes = max((row["seconds"] for row in judged), default=0.0) / 60
+        spent = f"{job.cpu_seconds / 60:.1f}" if job.cpu_seconds else ""
         state = job.state if job.failure else f"{held} of {len(judged)}"
         paper = job.experiment.paper if job.experiment else ""
-        rows.append((job.name, paper, state, f"{minutes:.1f}"))
-    report.table(("experiment", "paper", "claims that hold", "minutes"), rows)
+        rows.append((job.name, paper, state, f"{minutes:.1f}", spent))
+    report.table(("experiment", "paper", "claims that hold", "minutes", "CPU minutes"), rows)
     for job in found:
         report.section(job.name)
         if job.experiment:
@@ -51,11 +51,11 @@ def write_page(found: Sequence[Job], out: Path, budget: Budget, seeds: str, seco
             report.plot(f"{job.name}-{path.stem}", path.read_text(encoding="utf-8"), f"{job.name}: {path.stem}")
         report.text(f"More in `{job.name}/report.html`.")
     report.section("Where and with what")
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = {"minutes": round(seconds / 60, 1), "CPU minutes": round((used.ru_utime + used.ru_stime) / 60, 1)}
-    report.facts({**spent, **machine.facts(), **machine.versions()})
+    used = sum(job.cpu_seconds for job in found)
+    took = {"minutes": round(seconds / 60, 1), "CPU minutes": round(used / 60, 1)}
+    report.facts({**took, **machine.facts(), **machine.versions()})
     if any(job.before for job in found):
-        report.text("Minutes are of this run, which went on: what was measured before is not in them.")
+        report.text("These minutes are of this run, which went on: what was measured before is not in them.")
     report.save(out)
     claims = {job.name: {"failure": job.failure, "claims": job.rows} for job in found}
     write_text(out / "claims.json", json.dumps(claims, indent=1) + "\n")

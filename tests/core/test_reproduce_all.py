@@ -113,6 +113,7 @@ def test_what_has_not_ended_in_time_is_stopped_and_said_so(reproduce, tmp_path: 
     assert "whole out of time: not begun, when the run's 0.05 minutes were over" in done.stdout
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("Not measured, for want of time") == 5
+    assert "CPU minutes" in page
     assert "Budget small: a few numbers" in page
     assert not (tmp_path / "ran").exists()
     done = reproduce("--budget", "small")  # it goes on, with the time that it has by itself
