@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from recloom.cli import quiet
@@ -60,6 +60,7 @@ def train_and_test(
     epochs: int = 1,
     validations: int = 1,
     keep_best: bool = True,
+    patience: int = 0,
     monitor: str = "val_ne",
     mode: Literal["min", "max"] = "min",
     **options: Any,
@@ -72,6 +73,7 @@ def train_and_test(
         epochs: Passes over the training rows.
         validations: Validations an epoch.
         keep_best: Test the weights with the best validation metric; otherwise the last ones.
+        patience: Stop after so many validations in a row that were not better than the best; 0: never.
         monitor: That metric.
         mode: Whether it is best at its "min" or "max".
         options: Further arguments of Lightning's Trainer.
@@ -81,10 +83,13 @@ def train_and_test(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, save_weights_only=True)
+        callbacks: list[Callback] = [best] if keep_best else []
+        if patience:
+            callbacks.append(EarlyStopping(monitor, patience=patience, mode=mode))
         trainer = pl.Trainer(
             max_epochs=epochs,
             val_check_interval=every,
-            callbacks=[best] if keep_best else [],
+            callbacks=callbacks,
             enable_checkpointing=keep_best,
             logger=False,
             enable_progress_bar=False,

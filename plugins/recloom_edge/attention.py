@@ -1,17 +1,23 @@
-"""TGN's layers: an encoding of time, and attention over recent neighbours as a message passing on DGL graphs."""
+"""Attention over recent neighbours as a message passing on DGL graphs; TGN's encoding of time, EDGE's messages."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or dgl asks, and writes a file to the home folder
 
 import dgl
+import dgl.function as fn
 import torch
 from dgl.nn.functional import edge_softmax
 from torch import Tensor, nn
 
 from recloom.errors import RecloomError
+from recloom_edge.head import Rolled
+from recloom_edge.neighbours import Near
+from recloom_edge.query import TIME_FEATURES, time_features
+from recloom_edge.versions import newest_rows
 
 
 class TimeEncoding(nn.Module):
@@ -27,50 +33,94 @@ class TimeEncoding(nn.Module):
         return torch.cos(seconds[:, None].float() * self.rate + self.shift)
 
 
-def neighbour_graph(row: Tensor, nodes: int) -> dgl.DGLGraph:
-    """Return `nodes` nodes, and an edge to node row[i] for each i: of a neighbour, whose values lie on the edge."""
-    return dgl.graph((row, row), num_nodes=nodes, device=row.device)
+def neighbour_graph(neighbour: Tensor, node: Tensor, neighbours: int, nodes: int) -> dgl.DGLGraph:
+    """Return a DGL block: an edge from neighbour[i] (of u) to node[i] (of n) for each i of m."""
+    sizes = {"num_src_nodes": neighbours, "num_dst_nodes": nodes}
+    return dgl.create_block((neighbour, node), **sizes, device=node.device)
 
 
 class NeighbourAttention(nn.Module):
-    """One layer of attention of a node over its recent neighbours: a message passing on a DGL graph.
+    """Attention of nodes over their recent neighbours; what is the same for all edges of a neighbour is made once.
 
     Args:
-        width: Width of a memory.
-        time: Width of the time encoding.
-        features: Width of an event's features.
+        query: Width of what a node asks with.
+        neighbour: Width of what is known of a neighbour.
+        edge: Width of what is known of an event: its age and features.
+        width: Width of the result.
         heads: Number of heads.
     """
 
-    def __init__(self, width: int, time: int, features: int, heads: int) -> None:
+    def __init__(self, query: int, neighbour: int, edge: int, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
             raise RecloomError(f"{heads} heads of a width of {width}", "The width must be a multiple.")
         self.heads, self.width = heads, width
-        self.query = nn.Linear(width + time, width)
-        self.key = nn.Linear(width + time + features, width)
-        self.value = nn.Linear(width + time + features, width)
-        self.merge = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+        self.query = nn.Linear(query, width)
+        self.neighbour, self.edge = nn.Linear(neighbour, 2 * width), nn.Linear(edge, 2 * width, bias=False)
 
-    def forward(self, graph: dgl.DGLGraph, node: Tensor, zero: Tensor, neighbour: Tensor, edge: Tensor) -> Tensor:
-        """Return n x width embeddings.
+    def forward(self, graph: dgl.DGLGraph, asked: Tensor, neighbour: Tensor, edge: Tensor) -> Tensor:
+        """Return n x width: the sum of the neighbours' values by attention; zeros where there are none.
 
         Args:
-            graph: n nodes, and an edge to each of them from every one of its neighbours.
-            node: n x width memories.
-            zero: n x time, the encoding of no time.
-            neighbour: Memory of every edge's source, m x width.
-            edge: Time encoding and features of every edge, m x (time + features).
+            graph: A block of `neighbour_graph`.
+            asked: n x query.
+            neighbour: u x neighbour.
+            edge: m x edge.
         """
-        told = torch.cat([neighbour, edge], dim=1)
-        shape = (-1, self.heads, self.width // self.heads)
-        query = self.query(torch.cat([node, zero], dim=1)).view(shape)
-        key, value = self.key(told).view(shape), self.value(told).view(shape)
-        place = graph.edges()[1]
-        score = (query[place] * key).sum(-1, keepdim=True) / shape[-1] ** 0.5  # m x heads x 1
-        weight = edge_softmax(graph, score)
+        shape = (self.heads, self.width // self.heads)
         with graph.local_scope():
-            graph.edata["message"] = weight * value
-            graph.update_all(dgl.function.copy_e("message", "m"), dgl.function.sum("m", "sum"))
-            gathered = graph.ndata["sum"].flatten(1)
-        return self.merge(torch.cat([node, gathered], dim=1))
+            graph.srcdata["known"] = self.neighbour(neighbour)
+            graph.edata["event"] = self.edge(edge)
+            graph.apply_edges(fn.u_add_e("known", "event", "told"))
+            key, value = graph.edata["told"].unflatten(1, (2, *shape)).unbind(1)
+            graph.edata["key"], graph.dstdata["asked"] = key, self.query(asked).unflatten(1, shape)
+            graph.apply_edges(fn.e_dot_v("key", "asked", "score"))  # m x heads x 1
+            graph.edata["message"] = edge_softmax(graph, graph.edata["score"] / shape[1] ** 0.5) * value
+            graph.update_all(fn.copy_e("message", "message"), fn.sum("message", "sum"))
+            return graph.dstdata["sum"].flatten(1)
+
+
+class SourceMessages(nn.Module):
+    """What a source's newest events tell it before each event: attention over their other ends, on a DGL graph.
+
+    A neighbour is known by its newest state before the event and its static embedding; an event by its age and
+    features. The result begins as zeros, so that a model with neighbours begins as one without.
+
+    Args:
+        width: d, the width of a state.
+        static: s, the width of a static embedding.
+        features: Width of an event's features.
+        heads: Number of heads.
+    """
+
+    def __init__(self, width: int, static: int, features: int, heads: int = 2) -> None:
+        super().__init__()
+        self.attention = NeighbourAttention(
+            width + TIME_FEATURES, width + static, TIME_FEATURES + features, static - static % heads, heads
+        )
+        self.out = nn.Linear(static - static % heads, static, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(
+        self, rolled: Rolled, near: Near, static: Callable[[Tensor], Tensor], offset: int, ticks: int
+    ) -> Tensor:
+        """Return E x s.
+
+        Args:
+            rolled: The window; neighbours have rows at its start.
+            near: The sources' newest events before each of the window's.
+            static: Gives the static embeddings of destinations.
+            offset: What brings a destination's number to its node.
+            ticks: Ticks of a second.
+        """
+        window, states = rolled.window, rolled.states
+        event, column = (near.node >= 0).nonzero(as_tuple=True)
+        node = near.node[event, column]
+        rows, place = newest_rows(rolled.plan, window, offset, event, node).unique(return_inverse=True)
+        nodes = torch.empty_like(rows).index_copy(0, place, node)
+        known = torch.cat([states.index_select(0, rows), static(nodes - offset)], dim=1)
+        ages = time_features(window.time[event] - near.at[event, column], ticks)
+        own = states.index_select(0, rolled.plan.seen[:, 0].to(states.device).long())
+        graph = neighbour_graph(place, event, len(rows), len(window))
+        edge = torch.cat([ages, near.told[event, column]], dim=1)
+        return self.out(self.attention(graph, torch.cat([own, rolled.gaps[:, 0]], dim=1), known, edge))

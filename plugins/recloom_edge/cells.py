@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -78,6 +79,14 @@ class RNNUpdate(UpdateCell):
     def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
         """See the base class."""
         return torch.tanh(inputs + own @ self.own[side].t() + other @ self.other[side].t())
+
+
+class NormalisedRNN(RNNUpdate):
+    """JODIE's cell in the authors' code: the RNN's state, brought to length 1."""
+
+    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
+        """See the base class."""
+        return F.normalize(super().step(side, own, other, inputs))
 
 
 class GRUUpdate(UpdateCell):

@@ -22,7 +22,8 @@ class Contender:
         options: Arguments of its constructor.
         optimizer: Optimizers and learning rates.
         window: Events of a window, in training and evaluation.
-        epochs: Epochs, by budget, where they are not those of the experiment.
+        epochs: Most epochs, by budget, where they are not those of the experiment.
+        patience: Training ends after so many epochs without a better validation MRR.
     """
 
     model: str = "EDGE"
@@ -32,15 +33,18 @@ class Contender:
     )
     window: int = 1000
     epochs: dict[str, int] = field(default_factory=dict)
+    patience: int = 2
 
 
 def train(contender: Contender, data: StreamDataModule, epochs: int, seed: int) -> dict[str, float]:
-    """Return the test metrics of the epoch with the best validation MRR, and the seconds that training took."""
+    """Return the test metrics of the epoch with the best validation MRR, and the CPU seconds of training."""
     data.window = contender.window
     data.eval_window = min(contender.window, max(1, 20_000_000 // data.stream.num_destinations))
     pl.seed_everything(seed, verbose=False)
     options = {"optimizer": OptimizerConfig(**contender.optimizer), **contender.options}
     kind = catalog().models.load(contender.model)
     model = kind(data.schema, **options)
-    done = train_and_test(model, data, epochs=epochs, monitor="val_mrr", mode="max", accelerator="cpu")
+    done = train_and_test(
+        model, data, epochs=epochs, patience=contender.patience, monitor="val_mrr", mode="max", accelerator="cpu"
+    )
     return {name: value for name, value in done.metrics.items() if name != "val_mrr"} | {"seconds": done.cpu_seconds}

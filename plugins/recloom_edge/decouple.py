@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from recloom_edge.kernels import Plan
 from recloom_edge.matching import Detach, Matching
 from recloom_edge.partition import Partition, choose, partition
 
+Free = Literal["learned", "states"]
+
 
 class Decoupled(nn.Module):
     """The free embeddings P[k, w] of the decoupled nodes w in the segments k of the training events.
@@ -26,10 +28,22 @@ class Decoupled(nn.Module):
         method: "activity" or "greedy".
         share: Share of the nodes with training events that are decoupled.
         budget: If it is not 0: as few as bring the longest path of the training events to this length.
+        free: "learned": P are parameters; "states": P[k, w] is w's state as training reached the segment k.
     """
 
-    def __init__(self, num_nodes: int, width: int, segments: int, method: str, share: float, budget: int) -> None:
+    def __init__(
+        self,
+        num_nodes: int,
+        width: int,
+        segments: int,
+        method: str,
+        share: float,
+        budget: int,
+        free: Free = "states",
+    ) -> None:
         super().__init__()
+        if free not in ("learned", "states"):
+            raise RecloomError(f"free embeddings {free!r}", "They must be 'learned' or 'states'.")
         if segments < 1 or not 0 <= share <= 1 or budget < 0:
             raise RecloomError(f"{segments} segments, a share of {share}, a budget of {budget}", "See --help.")
         self.width, self.segments, self.method, self.share, self.budget = width, segments, method, share, budget
@@ -37,20 +51,25 @@ class Decoupled(nn.Module):
         self.index: Tensor
         self.register_buffer("cut", torch.zeros(num_nodes, dtype=torch.bool))
         self.register_buffer("index", torch.full((num_nodes,), -1, dtype=torch.int64))
+        self.learned = free == "learned"
         self.free: FusedEmbeddingBag | None = None
+        self.carried: Tensor
+        self.reached: Tensor
+        self.register_buffer("carried", torch.zeros(segments, 0, width))
+        self.register_buffer("reached", torch.tensor(-1))
         self.events = 0
         self.found: Partition | None = None
 
     @property
     def active(self) -> bool:
         """Whether any node is decoupled."""
-        return self.free is not None
+        return self.found is not None
 
     @property
     def embeddings(self) -> Tensor:
         """P, K x n x d, outside of autograd: n decoupled nodes in the order of their numbers."""
         if self.free is None:
-            return torch.zeros(self.segments, 0, self.width, device=self.cut.device)
+            return self.carried
         return self.free.table_weight("free").view(self.segments, -1, self.width)
 
     def choose(self, training: EventStream) -> None:
@@ -65,24 +84,43 @@ class Decoupled(nn.Module):
         if count:
             self.cut.copy_(cut)
             self.index[cut] = torch.arange(count)
-            rows = self.segments * count
-            self.free = FusedEmbeddingBag([EmbeddingBagConfig("free", self.width, rows, ("free",))])
-            with torch.no_grad():
-                self.free.weight.normal_(std=0.1)
+            if self.learned:
+                rows = self.segments * count
+                self.free = FusedEmbeddingBag([EmbeddingBagConfig("free", self.width, rows, ("free",))])
+                with torch.no_grad():
+                    self.free.weight.normal_(std=0.1)
+            else:
+                self.carried = torch.zeros(self.segments, count, self.width, device=self.cut.device)
             self.found = partition(training, cut)
 
     def segment(self, position: int) -> int:
         """Return the segment of a position among the training events."""
         return min(position * self.segments // max(self.events, 1), self.segments - 1)
 
+    def forget(self) -> None:
+        """Go back to the first segment."""
+        self.reached.fill_(-1)
+
+    def begins(self, segment: int) -> bool:
+        """Return whether `begin` is to be called: P are states, and these are another segment's."""
+        return self.active and not self.learned and int(self.reached) != segment
+
+    def begin(self, segment: int, states: Tensor) -> None:
+        """Make the states of the decoupled nodes, n x d in the order of their numbers, P of this segment."""
+        self.carried[segment] = states
+        self.reached.fill_(segment)
+
     def fill(self, start: Tensor, nodes: Tensor, segment: int) -> Tensor:
         """Return `start`, the states of `nodes`, with free embeddings written over the rows of decoupled ones."""
-        if self.free is None:
+        if not self.active:
             return start
         index = self.index[nodes]
         rows = (index >= 0).nonzero().squeeze(1)
-        wanted = segment * self.embeddings.shape[1] + index[rows]
-        return _Filled.apply(start, self.free.lookup("free", wanted), rows)  # type: ignore[no-any-return, no-untyped-call]
+        if self.free is None:
+            values = self.carried[segment].index_select(0, index[rows])
+        else:
+            values = self.free.lookup("free", segment * self.embeddings.shape[1] + index[rows])
+        return _Filled.apply(start, values, rows)  # type: ignore[no-any-return, no-untyped-call]
 
     def matching(self, plan: Plan, weight: float, detach: Detach) -> Matching:
         """Return the loss weight Σ |emb(w, t_e) - P[k, w]|² over the decoupled ends w of E events, over 2E."""

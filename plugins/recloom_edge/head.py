@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from recloom.data.streams.window import EventWindow
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
+from recloom_edge.candidates import Candidates
 from recloom_edge.fused import fused_loss
 from recloom_edge.kernels import Plan
 from recloom_edge.matching import Matching
 from recloom_edge.memory import Past
+from recloom_edge.neighbours import Near
 from recloom_edge.query import TIME_FEATURES, AgeScores, query_input
 from recloom_edge.scoring import Targets, cross_entropy, fits, log_probabilities, version_logits
 
@@ -28,6 +30,7 @@ class Rolled:
         past: What was known before each event.
         gaps: E x 2 x 7 features of the time since the last event of source and destination.
         ages: E x K x 7 features of the time since the source's recent destinations.
+        told: E x s, what recent neighbours add to the static embedding that a source asks with; or None.
     """
 
     window: EventWindow
@@ -36,6 +39,7 @@ class Rolled:
     past: Past
     gaps: Tensor
     ages: Tensor
+    told: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Entered:
         gaps: See `Rolled`.
         ages: See `Rolled`.
         messages: What sources and destinations are told, of E events.
+        near: The sources' newest events before each of the window's, if the model looks at them.
     """
 
     plan: Plan
@@ -57,28 +62,7 @@ class Entered:
     gaps: Tensor
     ages: Tensor
     messages: tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """M destinations that scores are wanted of.
-
-    Args:
-        ids: M destinations, each once, int64.
-        place: By destination, int32: its place among them; -1: it is none.
-        correction: M logarithms of how likely each is to be among them; None: they are all destinations.
-    """
-
-    ids: Tensor
-    place: Tensor
-    correction: Tensor | None = None
-
-    @classmethod
-    def of(cls, ids: Tensor, num_destinations: int, correction: Tensor | None = None) -> Candidates:
-        """Return the candidates `ids`."""
-        place = torch.full((num_destinations,), -1, dtype=torch.int32, device=ids.device)
-        place[ids] = torch.arange(len(ids), dtype=torch.int32, device=ids.device)
-        return cls(ids, place, correction)
+    near: Near | None = None
 
 
 class CandidateHead(nn.Module):
@@ -136,6 +120,7 @@ class CandidateHead(nn.Module):
         recent, window = rolled.past.recent, rolled.window
         newest = recent[:, 0].long()
         before = self.static.lookup("destination", newest.clamp(min=0)) * (newest >= 0)[:, None]
+        before = before if rolled.told is None else before + rolled.told
         rows = self.static.lookup("destination", candidates.ids)
         places = torch.where(recent >= 0, candidates.place[recent.clamp(min=0).long()], -1)
         ends = [window.destination] if self.bipartite else [window.source, window.destination]

@@ -13,19 +13,14 @@ from recloom.data.streams.window import EventWindow
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
-from recloom_edge.cells import RNNUpdate
+from recloom_edge.cells import NormalisedRNN
 from recloom_edge.kernels import Plan
 from recloom_edge.memory import Memory, MemoryModel, Past
-from recloom_edge.recurrence import by_level
+from recloom_edge.recurrence import roll
 from recloom_edge.scoring import version_logits
+from recloom_edge.versions import newest_rows
 
-
-class NormalisedRNN(RNNUpdate):
-    """JODIE's cell: the RNN's state, brought to length 1."""
-
-    def step(self, side: int, own: Tensor, other: Tensor, inputs: Tensor) -> Tensor:
-        """See the base class."""
-        return F.normalize(super().step(side, own, other, inputs))
+SCHEDULES = ("window", "tbatch", "event")
 
 
 class JODIE(MemoryModel):
@@ -42,7 +37,9 @@ class JODIE(MemoryModel):
         dim: Width of a state.
         static_dim: Width of random unit vectors in the place of one-hot static embeddings; 0: one-hot, which takes the
             square of the number of items.
-        schedule: "tbatch" (events whose ends all differ, together) or "event" (one after the other).
+        schedule: "tbatch" (events whose ends all differ, together), "event" (one after the other), or "window": all
+            states of a window in one call of the compiled recurrence, then all predictions. That gives what "event"
+            does; a t-batch may see the last item's state as it is some events earlier or later.
         mean: Loss of a t-batch: "batch", its mean, as the authors' code does, which gives a small t-batch the weight of
             a large one; or "event", the mean over the window's events.
     """
@@ -53,13 +50,13 @@ class JODIE(MemoryModel):
         optimizer: OptimizerConfig | None = None,
         dim: int = 128,
         static_dim: int = 0,
-        schedule: Literal["tbatch", "event"] = "tbatch",
+        schedule: Literal["window", "tbatch", "event"] = "tbatch",
         mean: Literal["batch", "event"] = "batch",
     ) -> None:
         super().__init__(schema, optimizer)
         if not self.offset:
             raise RecloomError("JODIE has users and items, and this stream has one kind of node", "Use EDGE or TGN.")
-        if schedule not in ("tbatch", "event") or mean not in ("batch", "event"):
+        if schedule not in SCHEDULES or mean not in ("batch", "event"):
             raise RecloomError(f"schedule {schedule!r}, mean {mean!r}", "See --help.")
         self.save_hyperparameters()
         self.dim, self.schedule, self.mean = dim, schedule, mean
@@ -109,10 +106,27 @@ class JODIE(MemoryModel):
         return torch.cat([item, static], dim=1)
 
     def train_window(self, window: EventWindow) -> Tensor:
-        """Return the loss of a window, t-batch by t-batch, and go past it."""
+        """Return the loss of a window, and go past it."""
         # the last item of a source need not have an event in the window: it gets a row all the same
         items = self.memory.recent[window.source.long(), 0]
         given = (items[items >= 0].unique() + self.offset).int().cpu()
+        return self._at_once(window, given) if self.schedule == "window" else self._by_steps(window, given)
+
+    def _at_once(self, window: EventWindow, given: Tensor) -> Tensor:
+        states, plan, past = self._roll(window, given)
+        before, seen = past.recent[:, 0], plan.seen.to(self.device).long()
+        last = self._last_items(window, plan, before)
+        user, item = states.index_select(0, seen[:, 0]), states.index_select(0, seen[:, 1])
+        said = self._predicted(user, states.index_select(0, last), self._gap(past, 0), window.source, before)
+        made = states[: 2 * len(window)].view(len(window), 2, -1)
+        pairs = ((said, self._wanted(item, window.destination)), (made[:, 0], user), (made[:, 1], item))
+        losses = torch.stack([(new - old.detach()).square().mean(1) for new, old in pairs]).sum(0)
+        if self.mean == "event":
+            return losses.mean()
+        sizes = plan.bounds.diff().to(self.device)
+        return (losses[plan.order.to(self.device).long()] / sizes.repeat_interleave(sizes)).sum()
+
+    def _by_steps(self, window: EventWindow, given: Tensor) -> Tensor:
         start, plan, past, inputs = self._begin_window(window, given)
         place, order = plan.place.to(self.device).long(), plan.order.to(self.device).long()
         row_of = torch.zeros(self.num_nodes, dtype=torch.int64, device=self.device)
@@ -129,8 +143,8 @@ class JODIE(MemoryModel):
             users, items_ = place[events, 0], place[events, 1]
             user, item = states[users], states[items_]
             said = self._predicted(user, states[last_row[events]], gap[events], window.source[events], before[events])
+            new = (self.cell.step(0, user, item, inputs[events, 0]), self.cell.step(1, item, user, inputs[events, 1]))
             wanted = self._wanted(item, window.destination[events]).detach()
-            new = [self.cell.step(0, user, item, inputs[events, 0]), self.cell.step(1, item, user, inputs[events, 1])]
             loss = F.mse_loss(said, wanted) + F.mse_loss(new[0], user.detach()) + F.mse_loss(new[1], item.detach())
             losses.append(loss if self.mean == "batch" else loss * (len(events) / len(window)))
             states = states.index_copy(0, torch.cat([users, items_]), torch.cat(new))
@@ -144,10 +158,8 @@ class JODIE(MemoryModel):
         items = torch.arange(count, device=self.device)
         states, plan, past = self._roll(window, (items + self.offset).int().cpu())
         user = states[plan.seen[:, 0].to(self.device).long()]
-        # the source's last item, as it is at the event: a version of a candidate, taken by the same rule
-        changes = torch.cat([states[2 * len(window) : 2 * len(window) + count], states[1 : 2 * len(window) : 2]])
-        newest = self._versions(window, past.recent[:, 0])
-        said = self._predicted(user, changes[newest], self._gap(past, 0), window.source, past.recent[:, 0])
+        item = states[self._last_items(window, plan, past.recent[:, 0])]
+        said = self._predicted(user, item, self._gap(past, 0), window.source, past.recent[:, 0])
         dynamic, static = said[:, : self.dim], said[:, self.dim :]
         base = 2 * static if self.codes is None else 2 * static @ self.codes.t()
         # a state is held against a query with its squared length beside it, in widths that the kernel takes
@@ -156,19 +168,14 @@ class JODIE(MemoryModel):
         lengths = F.pad(torch.cat([states, states.square().sum(1, keepdim=True)], dim=1), (0, pad))
         return base + version_logits(query, query.new_empty(count, 0), lengths, plan, window.destination[:, None].int())
 
-    def _versions(self, window: EventWindow, wanted: Tensor) -> Tensor:
-        """Return the newest version before each event of one wanted item each; versions as in `newest_versions`."""
-        events = len(window)
-        position = torch.arange(events, device=self.device)
-        keys = (window.destination.long() * events + position).sort().values  # by item, then by time
-        place = torch.searchsorted(keys, wanted.long() * events + position) - 1
-        key = keys[place.clamp(min=0)]
-        changed = (place >= 0) & (key // events == wanted)
-        return torch.where(changed, self.num_destinations + key % events, wanted.clamp(min=0).long())
+    def _last_items(self, window: EventWindow, plan: Plan, before: Tensor) -> Tensor:
+        """Return the rows of the sources' last items as they are at each event; some row where there was none."""
+        event = torch.arange(len(window), device=self.device)
+        return newest_rows(plan, window, self.offset, event, before.clamp(min=0).long() + self.offset)
 
     def _roll(self, window: EventWindow, given: Tensor | None) -> tuple[Tensor, Plan, Past]:
         start, plan, past, inputs = self._begin_window(window, given)
-        states = by_level(self.cell, start, inputs, plan)
+        states = roll(self.cell, start, inputs, plan)
         self.memory.states[plan.nodes.to(self.device).long()] = states[plan.last.to(self.device).long()].detach()
         return states, plan, past
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recloom.data.streams.window import EventWindow
+from recloom.optim import OptimizerConfig
 from recloom_edge import kernels
 from recloom_edge.base import StreamModel
+from recloom_edge.neighbours import RecentNeighbours
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,6 @@ class Memory(nn.Module):
         for buffer in (self.time, self.recent, self.when):
             buffer.fill_(-1)
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return a copy of everything."""
-        return {name: buffer.clone() for name, buffer in self.named_buffers()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Remember what `snapshot` returned."""
-        for name, buffer in self.named_buffers():
-            buffer.copy_(snapshot[name])
-
     def pass_by(self, window: EventWindow) -> Past:
         """Return what is known before each event, and take the window's events over into it."""
         on_cpu = [buffer.cpu() for buffer in (self.time, self.recent, self.when)]
@@ -83,18 +77,29 @@ class Memory(nn.Module):
 
 
 class MemoryModel(StreamModel):
-    """A model of streams that remembers what `Memory` holds, and nothing else."""
+    """A model of streams that remembers what `Memory` holds and, if it has `near`, each node's newest events."""
 
     memory: Memory
+
+    def __init__(self, schema: dict[str, Any] | None, optimizer: OptimizerConfig | None) -> None:
+        super().__init__(schema, optimizer)
+        self.near: RecentNeighbours | None = None
 
     def reset(self) -> None:
         """Forget all events."""
         self.memory.clear()
+        if self.near is not None:
+            self.near.clear()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return a copy of the memory."""
-        return self.memory.snapshot()
+        """Return a copy of what is remembered."""
+        return {name: buffer.clone() for name, buffer in self._remembered().items()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Remember what `snapshot` returned."""
-        self.memory.restore(snapshot)
+        for name, buffer in self._remembered().items():
+            buffer.copy_(snapshot[name])
+
+    def _remembered(self) -> dict[str, Tensor]:
+        near = {} if self.near is None else {f"near.{name}": buffer for name, buffer in self.near.named_buffers()}
+        return dict(self.memory.named_buffers()) | near

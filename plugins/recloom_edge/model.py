@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any, Literal
 
 import torch
@@ -11,11 +13,13 @@ from recloom.data.streams.stream import EventStream
 from recloom.data.streams.window import EventWindow, windows
 from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
+from recloom_edge.candidates import Candidates, popularity
 from recloom_edge.cells import CellName, make_cell
-from recloom_edge.decouple import Decoupled
-from recloom_edge.head import CandidateHead, Candidates, Entered, Rolled
+from recloom_edge.decouple import Decoupled, Free
+from recloom_edge.head import CandidateHead, Entered, Rolled
 from recloom_edge.matching import Detach
 from recloom_edge.memory import Memory, MemoryModel
+from recloom_edge.neighbours import RecentNeighbours, source_messages
 from recloom_edge.query import TIME_FEATURES, time_features
 from recloom_edge.recurrence import roll
 
@@ -36,15 +40,20 @@ class EDGE(MemoryModel):
         update: The cell: "rnn", "gru", or "identity" (no recurrence).
         recent: The source's last so many distinct destinations get a score of their own.
         dropout: Share of what a query is made from that is dropped in training.
+        neighbours: The source's last so many events are read as a message passing over a DGL graph, which adds to what
+            it asks with; 0: none. Needs DGL.
         method: How decoupled nodes are chosen: "activity" or "greedy" (those that carry the longest paths).
         share: Share of the nodes that are decoupled.
         budget: If it is not 0: as few as bring the training events' longest path to this length.
         segments: K, the number of time segments of the free embeddings.
+        free: "learned": P are parameters; "states": P[w, k] is w's state as training reaches the segment k. What is
+            learned from a segment's events also knows what comes in it; a state does not.
         matching: Weight of the matching loss, λ.
         matching_detach: Which side of it gets no gradient: "none", "states" or "parameters".
         smoothness: Weight of the squared distance between free embeddings of neighbouring segments.
-        start: Where decoupled nodes start outside training: from the last segment's free embeddings ("segment"), or
-            where an exact replay of the training events brings them ("replay").
+        start: Where decoupled nodes start outside training: from the last segment's free embeddings ("segment"), or, if
+            these are states, from the newest ones made as in training; or where an exact replay of the training events
+            brings them ("replay").
         candidates: Destinations that a training event's is told from: all if there are no more than these; else this
             many, of the window and at random, corrected for how likely they are to be there.
         compiled: Use the compiled recurrence; otherwise torch operations level by level.
@@ -59,10 +68,12 @@ class EDGE(MemoryModel):
         update: CellName = "gru",
         recent: int = 10,
         dropout: float = 0.2,
+        neighbours: int = 0,
         method: Literal["activity", "greedy"] = "greedy",
         share: float = 0.01,
         budget: int = 0,
         segments: int = 10,
+        free: Free = "states",
         matching: float = 1.0,
         matching_detach: Detach = "none",
         smoothness: float = 0.0,
@@ -71,8 +82,9 @@ class EDGE(MemoryModel):
         compiled: bool = True,
     ) -> None:
         super().__init__(schema, optimizer)
-        if min(dim, static_dim, candidates) < 1 or recent < 1:
-            raise RecloomError(f"dim {dim}, static_dim {static_dim}, recent {recent}, candidates {candidates}")
+        if min(dim, static_dim, candidates, recent) < 1 or neighbours < 0:
+            sizes = {"dim": dim, "static_dim": static_dim, "recent": recent, "candidates": candidates}
+            raise RecloomError(f"{sizes}, neighbours {neighbours}", "Sizes are at least 1, neighbours 0 or more.")
         if start not in ("segment", "replay"):
             raise RecloomError(f"start {start!r}", "It must be 'segment' or 'replay'.")
         self.save_hyperparameters()
@@ -83,8 +95,11 @@ class EDGE(MemoryModel):
         told = TIME_FEATURES + self.num_features
         self.cell = make_cell(update, dim, (static_dim + told, told if self.offset else static_dim + told))
         self.memory = Memory(self.num_nodes, self.offset, dim, recent)
-        self.decoupled = Decoupled(self.num_nodes, dim, segments, method, share, budget)
+        self.decoupled = Decoupled(self.num_nodes, dim, segments, method, share, budget, free)
         self.head = CandidateHead(self.num_destinations, bool(self.offset), dim, static_dim, recent, dropout)
+        if neighbours:
+            self.near = RecentNeighbours(self.num_nodes, self.offset, neighbours, self.num_features)
+        self.messages = source_messages(dim, static_dim, self.num_features) if neighbours else None
         self.popularity: Tensor
         self.register_buffer("popularity", torch.ones(self.num_destinations))
         self._replaying = False
@@ -93,17 +108,24 @@ class EDGE(MemoryModel):
         """Choose the decoupled nodes and count the destinations."""
         super().prepare(training)
         self.decoupled.choose(training)
-        counts = torch.bincount(training.destination, minlength=self.num_destinations)
-        self.popularity.copy_((counts + 0.5) / (counts + 0.5).sum())
+        self.popularity.copy_(popularity(training))
 
     # Memory
+
+    def reset(self) -> None:
+        """Forget all events."""
+        super().reset()
+        self.decoupled.forget()
+
+    def _remembered(self) -> dict[str, Tensor]:
+        return super()._remembered() | {"carried": self.decoupled.carried, "reached": self.decoupled.reached}
 
     def replay(self, parts: Any) -> None:
         """Go past the training events as in training, or exactly; then past the others, exactly."""
         first, *rest = parts
         self._replaying = self.start == "segment" and self.decoupled.active
         super().replay([first])
-        if self._replaying:
+        if self._replaying and self.decoupled.learned:
             nodes = self.decoupled.cut.nonzero().squeeze(1)
             self.memory.states[nodes] = self.decoupled.embeddings[-1]
         self._replaying = False
@@ -119,15 +141,22 @@ class EDGE(MemoryModel):
 
     def enter(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> Entered:
         """Return what a window begins with; the memory's times and recent destinations go past it."""
-        rows = None if given is None else (given + self.offset).int().cpu()
+        near = None if self.near is None else self.near.pass_by(window, wanted=given is not None)
+        rows = None if given is None else given + self.offset
+        if rows is not None and near is not None:
+            rows = torch.cat([rows, near.node[near.node >= 0].unique()])
+        rows = None if rows is None else rows.int().cpu()
         plan = self.memory.plan(window, self.decoupled.cut.cpu() if cut else None, rows)
         nodes = plan.nodes.to(self.device).long()
-        start = self.memory.states.index_select(0, nodes) + self._newcomers(nodes) @ self.initial
+        start = self._newest(nodes)
         if cut:
-            start = self.decoupled.fill(start, nodes, self.decoupled.segment(window.start))
+            segment = self.decoupled.segment(window.start)
+            if self.decoupled.begins(segment):
+                self.decoupled.begin(segment, self._newest(self.decoupled.cut.nonzero().squeeze(1)).detach())
+            start = self.decoupled.fill(start, nodes, segment)
         past = self.memory.pass_by(window)
         gaps, ages = time_features(past.gaps, self.ticks), time_features(past.ages, self.ticks)
-        return Entered(plan, start, past, gaps, ages, self._messages(window, gaps))
+        return Entered(plan, start, past, gaps, ages, self._messages(window, gaps), near)
 
     def roll(self, window: EventWindow, cut: bool, given: Tensor | None = None) -> Rolled:
         """Go past a window.
@@ -142,7 +171,15 @@ class EDGE(MemoryModel):
         states = roll(self.cell, entered.start, inputs, plan, self.compiled)
         newest = states.detach().index_select(0, plan.last.to(self.device).long())
         self.memory.states.index_copy_(0, plan.nodes.to(self.device).long(), newest)
-        return Rolled(window, states, plan, entered.past, entered.gaps, entered.ages)
+        rolled = Rolled(window, states, plan, entered.past, entered.gaps, entered.ages)
+        if self.messages is None or entered.near is None:
+            return rolled
+        static = functools.partial(self.head.static.lookup, "destination")
+        told = self.messages(rolled, entered.near, static, self.offset, self.ticks)
+        return dataclasses.replace(rolled, told=told)
+
+    def _newest(self, nodes: Tensor) -> Tensor:
+        return self.memory.states.index_select(0, nodes) + self._newcomers(nodes) @ self.initial
 
     def _newcomers(self, nodes: Tensor) -> Tensor:
         """Return R x 2: which nodes had no event yet, by kind; their states are zeros."""
@@ -182,20 +219,12 @@ class EDGE(MemoryModel):
 
     def _candidates(self, window: EventWindow) -> Candidates:
         """Return the destinations that a window's are told from."""
-        if self.num_destinations <= self.candidates:
-            return Candidates.of(torch.arange(self.num_destinations, device=self.device), self.num_destinations)
-        chosen = torch.zeros(self.num_destinations, dtype=torch.bool, device=self.device)
-        chosen[window.destination.long()] = True
-        count = max(self.candidates - int(chosen.sum()), 1)
-        chosen[torch.randint(self.num_destinations, (count,), device=self.device)] = True
-        ids = chosen.nonzero().squeeze(1)
-        missed = (1 - self.popularity[ids]) ** len(window) * (1 - 1 / self.num_destinations) ** count
-        return Candidates.of(ids, self.num_destinations, torch.log1p(-missed))
+        return Candidates.drawn(window, self.popularity, self.candidates)
 
     @torch.no_grad()
     def score(self, window: EventWindow) -> Tensor:
         """Return the logarithm of each destination's probability: against a uniform negative, the best there is."""
-        candidates = Candidates.of(torch.arange(self.num_destinations, device=self.device), self.num_destinations)
+        candidates = Candidates.every(self.num_destinations, self.device)
         return self.head.score(self.roll(window, cut=False, given=candidates.ids), candidates)
 
     @torch.no_grad()

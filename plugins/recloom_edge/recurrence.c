@@ -3,7 +3,8 @@
 
    States are rows of width d, a multiple of 16. Row 2e + s is what event e makes of its end s; `read` has the row that
    is read of each end. Cells:
-     gates 1, RNN: h' = tanh(x + A h + B g), where h is the end's own state, g the other's and x (d) comes from outside.
+     gates 1, RNN: h' = tanh(x + A h + B g), where h is the end's own state, g the other's and x (d) comes from outside;
+     with `norms`, h' is divided by its length, which is kept there.
      gates 3, GRU: r, z = sigmoid(x + A h + B g), n = tanh(x_n + B_n g + r (A_n h + c)), h' = (1 - z) n + z h.
    Weights of end s: forward, self and other input-major (d x gates d each); backward, output-major (gates d x d). */
 
@@ -19,6 +20,7 @@ typedef struct {
     const float *self[2], *other[2];     /* by end, see above */
     const float *bias[2];                /* c, by end; GRU only */
     float *saved;                        /* 2n x 4d: r, z, n, A_n h + c; GRU only */
+    float *norms;                        /* 2n: lengths before they are brought to 1; RNN only, or NULL */
     float *gradient;                     /* of states, (2n + nodes) x d; backward only */
     float *pre, *hidden;                 /* backward: gradients of x (2n x gates d), and of A_n h + c (2n x d) */
     float *scratch;                      /* backward: 2n x 2d */
@@ -81,7 +83,16 @@ static void forward_block(const Task *t, int side, int count, const int32_t *eve
         int64_t row = 2 * (int64_t)events[b] + side;
         float *out = t->states + row * d, *x = input[b], *h = hidden[b];
         if (t->gates == 1) {
-            for (int64_t j = 0; j < d; j += 16) *(vector *)(out + j) = tanh16(*(const vector *)(x + j));
+            vector squares = {0};
+            for (int64_t j = 0; j < d; j += 16) {
+                vector y = tanh16(*(const vector *)(x + j));
+                squares += y * y;
+                *(vector *)(out + j) = y;
+            }
+            if (t->norms) {
+                t->norms[row] = fmaxf(sqrtf(sum16(squares)), 1e-12f);
+                for (int64_t j = 0; j < d; j += 16) *(vector *)(out + j) /= t->norms[row];
+            }
             continue;
         }
         float *saved = t->saved + row * 4 * d;
@@ -110,7 +121,11 @@ static void backward_block(const Task *t, int side, int count, const int32_t *ev
         pre[b] = x;
         hidden[b] = t->gates == 1 ? x : h;
         if (t->gates == 1) {
-            for (int64_t j = 0; j < d; j++) x[j] = given[j] * (1.0f - out[j] * out[j]);
+            float norm = t->norms ? t->norms[row] : 1.0f, along = 0;
+            if (t->norms)
+                for (int64_t j = 0; j < d; j++) along += given[j] * out[j];
+            for (int64_t j = 0; j < d; j++)
+                x[j] = (given[j] - along * out[j]) / norm * (1.0f - out[j] * out[j] * norm * norm);
             continue;
         }
         const float *saved = t->saved + row * 4 * d, *state = t->states + t->read[row] * d;
@@ -182,7 +197,7 @@ double edge_matching(int64_t n, int64_t d, const uint8_t *free, const int32_t *r
             if (gradient && wanted) AT(gradient, read[row]) -= (float)scale * gap;
 #undef AT
         }
-        for (int k = 0; k < 16; k++) total += (double)sum[k];
+        total += (double)sum16(sum);
     }
     return total;
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recloom_edge.cells import GRUUpdate, RNNUpdate, UpdateCell
+from recloom_edge.cells import GRUUpdate, NormalisedRNN, RNNUpdate, UpdateCell
 from recloom_edge.kernels import Plan, address, library
 
 
@@ -23,11 +23,12 @@ def roll(cell: UpdateCell, start: Tensor, inputs: Tensor, plan: Plan, compiled: 
         start: R x d states at the window's start.
         inputs: E x 2 x gates d, see `UpdateCell.brought`.
         plan: What is computed from what.
-        compiled: Use the compiled kernel where there is one: RNN and GRU in float32 on CPU, d a multiple of 16.
+        compiled: Use the compiled kernel where there is one: RNNs and GRU in float32 on CPU, d a multiple of 16.
     """
-    if compiled and type(cell) in (RNNUpdate, GRUUpdate) and compiled_for(start) is not None:
+    if compiled and type(cell) in (RNNUpdate, NormalisedRNN, GRUUpdate) and compiled_for(start) is not None:
         bias = cell.bias if isinstance(cell, GRUUpdate) else None
-        return Recurrence.apply(start, inputs, cell.own, cell.other, bias, plan)  # type: ignore[no-untyped-call]
+        normalised = isinstance(cell, NormalisedRNN)
+        return Recurrence.apply(start, inputs, cell.own, cell.other, bias, plan, normalised)  # type: ignore[no-untyped-call]
     return by_level(cell, start, inputs, plan)
 
 
@@ -70,17 +71,25 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, inputs: Tensor, own: Tensor, other: Tensor, bias: Tensor | None, plan: Plan
+        ctx: Any,
+        start: Tensor,
+        inputs: Tensor,
+        own: Tensor,
+        other: Tensor,
+        bias: Tensor | None,
+        plan: Plan,
+        normalised: bool,
     ) -> Tensor:
         """Return (2E + R) x d states."""
         rows, width = inputs.shape[0] * 2, start.shape[1]
         states = torch.empty(rows + len(start), width)
         states[rows:] = start
         saved = torch.empty(rows if bias is not None else 0, 4 * width)
+        norms = {"norms": torch.empty(rows)} if normalised else {}
         inputs = inputs.contiguous()
         turned = [weight.transpose(1, 2).contiguous() for weight in (own, other)]
-        _call("edge_forward", plan, states, turned, bias, inputs=inputs, saved=saved)
-        ctx.plan, ctx.gated = plan, bias is not None
+        _call("edge_forward", plan, states, turned, bias, inputs=inputs, saved=saved, **norms)
+        ctx.plan, ctx.gated, ctx.norms = plan, bias is not None, norms
         ctx.save_for_backward(states, saved, own, other, *([bias] if bias is not None else []))
         return states
 
@@ -98,7 +107,7 @@ class Recurrence(torch.autograd.Function):
         bias = rest[0] if rest else None
         weights = [own.contiguous(), other.contiguous()]
         _call("edge_backward", plan, states, weights, bias, saved=saved, gradient=gradient, pre=pre, hidden=hidden,
-              scratch=scratch)  # fmt: skip
+              scratch=scratch, **ctx.norms)  # fmt: skip
         d_own, d_other = torch.empty_like(own), torch.empty_like(other)
         for side in (0, 1):
             inner = pre[side::2]
@@ -106,7 +115,7 @@ class Recurrence(torch.autograd.Function):
             d_own[side] = outer.t() @ states.index_select(0, plan.read[:, side])
             d_other[side] = inner.t() @ states.index_select(0, plan.read[:, 1 - side])
         d_bias = hidden.view(-1, 2, width).sum(0) if ctx.gated else None
-        return gradient[rows:], pre.view(-1, 2, gates * width), d_own, d_other, d_bias, None
+        return gradient[rows:], pre.view(-1, 2, gates * width), d_own, d_other, d_bias, None, None
 
 
 class _Task(ctypes.Structure):
@@ -116,7 +125,7 @@ class _Task(ctypes.Structure):
         *((name, c_int64) for name in ("width", "gates", "events", "levels")),
         *((name, c_void_p) for name in ("order", "bounds", "read", "states", "inputs")),
         *((name, c_void_p * 2) for name in ("self", "other", "bias")),
-        *((name, c_void_p) for name in ("saved", "gradient", "pre", "hidden", "scratch")),
+        *((name, c_void_p) for name in ("saved", "norms", "gradient", "pre", "hidden", "scratch")),
     ]
 
 

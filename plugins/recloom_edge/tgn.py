@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recloom.data.streams.stream import EventStream
 from recloom.data.streams.window import EventWindow
+from recloom.errors import RecloomError
 from recloom.optim import OptimizerConfig
 from recloom_edge.attention import NeighbourAttention, TimeEncoding, neighbour_graph
 from recloom_edge.base import StreamModel
+from recloom_edge.candidates import Candidates, popularity
+from recloom_edge.neighbours import RecentNeighbours
+from recloom_edge.pairs import pair_scores
 
 
 class TGN(StreamModel):
     """TGN-attn: a GRU memory updated by each node's last message, one layer of attention over recent neighbours.
 
     Windows are TGN's batches (200 in the paper): all events of one read the memory of its start, and leave messages
-    that the next one begins with; of several messages of a node the last counts. Trained on each event and one uniform
-    negative. All destinations are ranked with embeddings at the time of the window's first event.
+    that the next one begins with; of several messages of a node the last counts. All destinations are ranked with
+    embeddings at the time of the window's first event.
 
     Args:
         schema: The stream's schema, filled in from the data module.
@@ -28,6 +33,9 @@ class TGN(StreamModel):
         neighbours: Recent neighbours that attention sees.
         heads: Heads of attention.
         dropout: Dropout of the embeddings.
+        loss: "pair", as published: the cross-entropy of each event against one uniform negative; or "softmax", that of
+            the destination among all or sampled ones, as EDGE's, at the time of the window's first event.
+        candidates: Destinations that "softmax" tells an event's from; see EDGE.
     """
 
     replay_window = 200
@@ -40,141 +48,132 @@ class TGN(StreamModel):
         neighbours: int = 10,
         heads: int = 2,
         dropout: float = 0.1,
+        loss: Literal["pair", "softmax"] = "pair",
+        candidates: int = 2048,
     ) -> None:
         super().__init__(schema, optimizer)
+        if loss not in ("pair", "softmax") or min(neighbours, candidates) < 1:
+            raise RecloomError(f"loss {loss!r}, neighbours {neighbours}, candidates {candidates}", "See --help.")
         self.save_hyperparameters()
-        self.dim, self.neighbours = dim, neighbours
+        self.dim, self.neighbours, self.loss, self.candidates = dim, neighbours, loss, candidates
+        self.popularity: Tensor
+        self.register_buffer("popularity", torch.ones(self.num_destinations))
         self.time_encoding = TimeEncoding(dim)
         self.update = nn.GRUCell(3 * dim + self.num_features, dim)
-        self.attention = NeighbourAttention(dim, dim, self.num_features, heads)
+        self.attention = NeighbourAttention(2 * dim, dim, dim + self.num_features, dim, heads)
+        self.merge = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.dropout = nn.Dropout(dropout)
         self.first, self.second = nn.Linear(2 * dim, dim), nn.Linear(dim, 1)
-        # memory; the last message of each node (its other end, time, features); recent neighbours, newest first
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype, int]] = {
-            "states": ((dim,), torch.float32, 0),
-            "updated": ((), torch.int64, 0),
-            "told_by": ((), torch.int64, -1),
-            "told_at": ((), torch.int64, 0),
-            "told": ((self.num_features,), torch.float32, 0),
-            "near": ((neighbours,), torch.int64, -1),
-            "near_at": ((neighbours,), torch.int64, 0),
-            "near_told": ((neighbours, self.num_features), torch.float32, 0),
-        }
+        # memories, and up to when; a node's newest event is its last message, which waits to be taken in
         self.states: Tensor
         self.updated: Tensor
-        self.told_by: Tensor
-        self.told_at: Tensor
-        self.told: Tensor
-        self.near: Tensor
-        self.near_at: Tensor
-        self.near_told: Tensor
-        self._empty = {name: value for name, (_, _, value) in shapes.items()}
-        for name, (shape, kind, value) in shapes.items():
-            self.register_buffer(name, torch.full((self.num_nodes, *shape), value, dtype=kind))
+        self.register_buffer("states", torch.zeros(self.num_nodes, dim))
+        self.register_buffer("updated", torch.zeros(self.num_nodes, dtype=torch.int64))
+        self.near = RecentNeighbours(self.num_nodes, self.offset, neighbours, self.num_features)
 
     def reset(self) -> None:
         """Forget all events."""
-        for name, value in self._empty.items():
-            getattr(self, name).fill_(value)
+        self.states.zero_()
+        self.updated.zero_()
+        self.near.clear()
 
     def snapshot(self) -> Any:
         """Return a copy of the memory."""
-        return {name: getattr(self, name).clone() for name in self._empty}
+        return [buffer.clone() for buffer in self._remembered()]
 
     def restore(self, snapshot: Any) -> None:
         """Remember what `snapshot` returned."""
-        for name, value in snapshot.items():
-            getattr(self, name).copy_(value)
+        for buffer, kept in zip(self._remembered(), snapshot, strict=True):
+            buffer.copy_(kept)
+
+    def _remembered(self) -> list[Tensor]:
+        return [self.states, self.updated, *self.near.buffers()]
 
     # Memory
 
     def _memory(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the memories of nodes with their waiting messages taken in, and when these were left."""
-        states, waiting = self.states[nodes], self.told_by[nodes] >= 0
+        states, by, at = self.states[nodes], self.near.node[nodes, 0], self.near.at[nodes, 0]
+        waiting = by >= 0
         if not bool(waiting.any()):
             return states, self.updated[nodes]
-        there = nodes[waiting]
-        passed = (self.told_at[there] - self.updated[there]).double() / self.ticks
-        message = torch.cat(
-            [states[waiting], self.states[self.told_by[there]], self.time_encoding(passed), self.told[there]], dim=1
-        )
+        there, at = nodes[waiting], at[waiting]
+        passed = (at - self.updated[there]).double() / self.ticks
+        told = [self.states[by[waiting]], self.time_encoding(passed), self.near.told[there, 0]]
+        own = states[waiting]
+        new = self.update(torch.cat([own, *told], dim=1), own)
         rows = waiting.nonzero().squeeze(1)
-        states = states.index_copy(0, rows, self.update(message, states[waiting]))
-        return states, torch.where(waiting, self.told_at[nodes], self.updated[nodes])
+        return states.index_copy(0, rows, new), self.updated[nodes].index_copy(0, rows, at)
 
     @torch.no_grad()
     def _leave(self, window: EventWindow) -> None:
         """Take in the waiting messages of the window's nodes, leave its events as messages and as neighbours."""
-        ends = torch.stack([window.source.long(), window.destination.long() + self.offset], dim=1)
-        nodes = ends.unique()
-        states, updated = self._memory(nodes)
-        self.states[nodes], self.updated[nodes] = states, updated
-        node, other = ends.flatten(), ends.flip(1).flatten()
-        time = window.time.repeat_interleave(2)
-        told = self.told.new_zeros(len(window), 0) if window.features is None else window.features
-        features = told.repeat_interleave(2, 0)
-        order = node.argsort(stable=True)
-        node, other, time, features = node[order], other[order], time[order], features[order]
-        counts = torch.unique_consecutive(node, return_counts=True)[1]
-        last = counts.cumsum(0) - 1
-        self.told_by[nodes], self.told_at[nodes], self.told[nodes] = other[last], time[last], features[last]
-        # place of an event among its node's, newest first; the newest K of them and then the old ones
-        place = last.repeat_interleave(counts) - torch.arange(len(node), device=node.device)
-        width, fresh = self.neighbours, counts.clamp(max=self.neighbours)
-        column = torch.arange(width, device=node.device).expand(len(nodes), width)
-        moved = (column - fresh[:, None]).clamp(min=0)
-        rows = torch.arange(len(nodes), device=node.device).repeat_interleave(counts)
-        kept = place < width
-        for name, values in (("near", other), ("near_at", time), ("near_told", features)):
-            table = getattr(self, name)
-            index = moved if table.ndim == 2 else moved[..., None].expand(-1, -1, table.shape[2])
-            new = table[nodes].gather(1, index)
-            new[rows[kept], place[kept]] = values[kept]
-            table[nodes] = new
+        nodes = torch.cat([window.source.long(), window.destination.long() + self.offset]).unique()
+        self.states[nodes], self.updated[nodes] = self._memory(nodes)
+        self.near.pass_by(window, wanted=False)
 
     def embed(self, nodes: Tensor, now: Tensor) -> Tensor:
         """Return the embeddings of n nodes at n times, from what happened before the window."""
-        near, at = self.near[nodes], self.near_at[nodes]
-        there = near >= 0
-        row, column = there.nonzero(as_tuple=True)
-        every, place = torch.cat([nodes, near[there]]).unique(return_inverse=True)
+        near = self.near.of(nodes)
+        there = near.node >= 0
+        row = there.nonzero()[:, 0]
+        every, place = torch.cat([nodes, near.node[there]]).unique(return_inverse=True)
         states, _ = self._memory(every)
-        seconds = (now[row] - at[there]).double() / self.ticks
-        edge = torch.cat([self.time_encoding(seconds), self.near_told[nodes[row], column]], dim=1)
-        graph = neighbour_graph(row, len(nodes))
-        zero = self.time_encoding(torch.zeros(len(nodes), dtype=torch.float64, device=nodes.device))
-        own, others = states[place[: len(nodes)]], states[place[len(nodes) :]]
-        return self.dropout(self.attention(graph, own, zero, others, edge))
+        seconds = (now[row] - near.at[there]).double() / self.ticks
+        edge = torch.cat([self.time_encoding(seconds), near.told[there]], dim=1)
+        graph = neighbour_graph(place[len(nodes) :], row, len(every), len(nodes))
+        zero = self.time_encoding(torch.zeros(1, dtype=torch.float64, device=nodes.device))  # of no time
+        own = states[place[: len(nodes)]]
+        gathered = self.attention(graph, torch.cat([own, zero.expand(len(nodes), -1)], dim=1), states, edge)
+        return self.dropout(self.merge(torch.cat([own, gathered], dim=1)))
 
     # Training and evaluation
 
-    def _pair(self, source: Tensor, destination: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(torch.cat([source, destination], dim=1)))).squeeze(1)
+    def prepare(self, training: EventStream) -> None:
+        """Count the destinations."""
+        super().prepare(training)
+        self.popularity.copy_(popularity(training))
+
+    def _all_pairs(self, window: EventWindow, items: Tensor) -> Tensor:
+        """Return E x M logits of every event's source with M destinations, all embedded from before the window."""
+        nodes = torch.cat([window.source.long(), items + self.offset])
+        users, there = self.embed(nodes, torch.cat([window.time, window.time[:1].expand(len(items))])).split(
+            [len(window), len(items)]
+        )
+        # the first layer is linear: of users and items apart, it is added
+        left, right = self.first.weight.split(self.dim, dim=1)
+        hidden = users @ left.t() + self.first.bias
+        return pair_scores(hidden, there @ right.t(), self.second.weight[0]) + self.second.bias
 
     def train_window(self, window: EventWindow) -> Tensor:
-        """Return the cross-entropy of events against one uniform negative each, and go past the window."""
+        """Return the loss, and go past the window."""
+        loss = self._pair_loss(window) if self.loss == "pair" else self._softmax_loss(window)
+        self._leave(window)
+        return loss
+
+    def _pair_loss(self, window: EventWindow) -> Tensor:
         source, destination = window.source.long(), window.destination.long()
         drawn = torch.randint(max(self.num_destinations - 1, 1), destination.shape, device=self.device)
         negative = (drawn + (drawn >= destination)) % self.num_destinations
         nodes = torch.cat([source, destination + self.offset, negative + self.offset])
         users, items, others = self.embed(nodes, window.time.repeat(3)).chunk(3)
-        logits = torch.cat([self._pair(users, items), self._pair(users, others)])
+        pairs = torch.cat([torch.cat([users, items], dim=1), torch.cat([users, others], dim=1)])
+        logits = self.second(torch.relu(self.first(pairs))).squeeze(1)
         labels = torch.cat([torch.ones_like(users[:, 0]), torch.zeros_like(users[:, 0])])
-        self._leave(window)
         return F.binary_cross_entropy_with_logits(logits, labels)
+
+    def _softmax_loss(self, window: EventWindow) -> Tensor:
+        candidates = Candidates.drawn(window, self.popularity, self.candidates)
+        logits = self._all_pairs(window, candidates.ids)
+        logits = logits if candidates.correction is None else logits - candidates.correction
+        return F.cross_entropy(logits, candidates.place[window.destination.long()].long())
 
     @torch.no_grad()
     def score(self, window: EventWindow) -> Tensor:
         """Return the logit of each destination, as it is at the window's first event; go past the window."""
-        items = torch.arange(self.num_destinations, device=self.device)
-        users = self.embed(window.source.long(), window.time)
-        embedded = self.embed(items + self.offset, window.time[:1].expand(len(items)))
-        # the first layer is linear: of users and items apart, it is added
-        left, right = self.first.weight.split(self.dim, dim=1)
-        here, there = users @ left.t() + self.first.bias, embedded @ right.t()
-        rows = [self.second(torch.relu(here[i : i + 20, None] + there)).squeeze(2) for i in range(0, len(here), 20)]
+        found = self._all_pairs(window, torch.arange(self.num_destinations, device=self.device))
         self._leave(window)
-        return torch.cat(rows)
+        return found
 
     @torch.no_grad()
     def observe(self, window: EventWindow) -> None:

@@ -33,3 +33,9 @@ static inline vector exp16(vector x) {
 
 static inline vector sigmoid16(vector x) { return 1.0f / (1.0f + exp16(-x)); }
 static inline vector tanh16(vector x) { return 1.0f - 2.0f / (exp16(2.0f * x) + 1.0f); }
+
+static inline float sum16(vector x) {
+    float total = 0;
+    for (int k = 0; k < 16; k++) total += x[k];
+    return total;
+}

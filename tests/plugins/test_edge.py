@@ -14,22 +14,25 @@ from recloom.data.streams.folder import load_stream
 from recloom.data.streams.powerlaw import PowerLawStream
 from recloom.data.streams.stream import EventStream
 from recloom.data.streams.window import window_of, windows
-from recloom.errors import ComponentImportError
+from recloom.errors import ComponentImportError, RecloomError
 from recloom.plugins import catalog
 from recloom.rowgrad import row_gradients
 from recloom.testing import check_plugin, run_cli
 from recloom_edge import kernels, partition, plain
-from recloom_edge.cells import make_cell
+from recloom_edge.candidates import Candidates
+from recloom_edge.cells import NormalisedRNN, make_cell
 from recloom_edge.evaluate import Evaluation, ranks
-from recloom_edge.head import CandidateHead, Candidates, Rolled
+from recloom_edge.head import CandidateHead, Rolled
 from recloom_edge.jodie import JODIE
 from recloom_edge.kernels import Plan
 from recloom_edge.matching import Matching
 from recloom_edge.memory import Past
 from recloom_edge.model import EDGE
+from recloom_edge.pairs import pair_scores
 from recloom_edge.query import Query, time_features
 from recloom_edge.recurrence import roll
 from recloom_edge.scoring import log_probabilities, version_logits
+from recloom_edge.versions import newest_rows
 
 SHARED = [parent / "shared/data/jodie_wikipedia" for parent in Path(__file__).parents]
 WIKI = next((path for path in SHARED if path.exists()), Path("missing")) / "wikipedia_u_i_ts_label.csv"
@@ -128,7 +131,7 @@ def make_plan(stream: EventStream, cut: torch.Tensor | None, given: torch.Tensor
     return plan
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru", "identity"])
+@pytest.mark.parametrize("name", ["rnn", "gru", "identity", "normalised"])
 @pytest.mark.parametrize("decoupled", [0, 4])
 @pytest.mark.parametrize("stream", [small(90), one_kind(90)], ids=["bipartite", "one kind"])
 def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventStream) -> None:
@@ -136,7 +139,7 @@ def test_recurrence_is_event_by_event(name: str, decoupled: int, stream: EventSt
     cut = partition.by_activity(stream, decoupled) if decoupled else None
     given = torch.tensor([3, 1, 3], dtype=torch.int32)
     plan = make_plan(stream, cut, given)
-    cell = make_cell(name, 16, (5, 4))
+    cell = NormalisedRNN(16, (5, 4)) if name == "normalised" else make_cell(name, 16, (5, 4))
     start = torch.randn(len(plan.nodes), 16, requires_grad=True)
     messages = (torch.randn(len(stream), 5), torch.randn(len(stream), 4))
     inputs = cell.brought(messages)
@@ -285,25 +288,41 @@ def test_times_are_exact_where_float32_is_not() -> None:
     assert found[1].tolist() == [0.0] * 7
 
 
-def build(kind: str, stream: EventStream) -> nn.Module:
+def build(kind: str, stream: EventStream, free: str = "states") -> nn.Module:
     torch.manual_seed(0)
     schema = stream.schema().to_dict()
     training = stream.slice(*stream.span("train"))
     if kind == "JODIE":
         model = JODIE(schema, dim=16)
     else:
-        model = EDGE(schema, dim=16, static_dim=8, recent=3, share=0.1, segments=2, update=kind)
+        update, _, near = kind.partition(" over ")
+        neighbours = 4 if near else 0
+        model = EDGE(
+            schema,
+            dim=16,
+            static_dim=8,
+            recent=3,
+            share=0.1,
+            segments=2,
+            update=update,
+            free=free,
+            neighbours=neighbours,
+        )
+        if near:
+            nn.init.normal_(model.messages.out.weight)
     model.prepare(training)
     with torch.no_grad():  # static embeddings that tell destinations apart, as after training
         (model.static if kind == "JODIE" else model.head.static).weight.normal_()
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["rnn", "gru", "identity", "JODIE"])
+@pytest.mark.parametrize("kind", ["rnn", "gru", "identity", "JODIE", "rnn over neighbours"])
 @pytest.mark.parametrize("unipartite", [False, True])
 def test_the_future_does_not_reach_the_past(kind: str, unipartite: bool) -> None:
     if kind == "JODIE" and unipartite:
         return
+    if kind.endswith("neighbours"):
+        pytest.importorskip("dgl")
     stream = one_kind(300) if unipartite else small(300)
     model = build(kind, stream)
     start, stop = stream.span("val")[0], len(stream)
@@ -327,6 +346,63 @@ def test_the_future_does_not_reach_the_past(kind: str, unipartite: bool) -> None
     found = scores(changed, 1000)
     assert torch.equal(found[: middle - start + 1], honest[: middle - start + 1])
     assert not torch.allclose(found[middle - start + 1 :], honest[middle - start + 1 :]), "and the past is used"
+
+
+@pytest.mark.parametrize("mean", ["event", "batch"])
+def test_jodie_at_once_is_jodie_event_by_event(mean: str) -> None:
+    stream, found = small(300), []
+    for schedule in ("window", "event" if mean == "event" else "tbatch"):
+        torch.manual_seed(0)
+        model = JODIE(stream.schema().to_dict(), dim=16, schedule=schedule, mean=mean)
+        model.replay([stream.slice(0, 100)])
+        loss = model.train_window(window_of(stream, 100, 300))
+        found.append(
+            [loss.detach(), *torch.autograd.grad(loss, [*model.cell.parameters(), *model.predict.parameters()])]
+        )
+    for mine, theirs in zip(*found, strict=True):
+        if mean == "event":
+            assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
+        else:  # a t-batch may see another version of the last item
+            assert float((mine - theirs).norm() / theirs.norm()) < 0.05
+
+
+def test_tgn_decodes_all_pairs_as_its_layers_do(monkeypatch) -> None:
+    torch.manual_seed(0)
+    left, right, weight = (torch.randn(*size, requires_grad=True) for size in ((7, 10), (37, 10), (10,)))
+    wanted = torch.relu(left[:, None] + right) @ weight
+    given = torch.randn_like(wanted)
+    for native in (True, False):
+        if not native:
+            monkeypatch.setattr("recloom_edge.pairs.library", lambda name: None)
+        found = pair_scores(left, right, weight)
+        assert torch.allclose(found, wanted, atol=1e-5)
+        pairs = (
+            torch.autograd.grad((x * given).sum(), (left, right, weight), retain_graph=True) for x in (found, wanted)
+        )
+        for mine, theirs in zip(*pairs, strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_tgn_softmax_is_the_cross_entropy_of_its_scores() -> None:
+    pytest.importorskip("dgl")
+    from recloom_edge.tgn import TGN
+
+    torch.manual_seed(0)
+    stream = small(400)
+    window, losses = window_of(stream, 200, 260), {}
+    for candidates in (25, 20):  # all, sampled
+        torch.manual_seed(0)
+        model = TGN(stream.schema().to_dict(), dim=8, neighbours=3, dropout=0.0, loss="softmax", candidates=candidates)
+        model.prepare(stream)
+        model.replay([stream.slice(0, 200)])
+        kept = model.snapshot()
+        losses[candidates] = model.train_window(window)
+        model.restore(kept)
+        wanted = nn.functional.cross_entropy(model.score(window), window.destination.long())
+    assert losses[25].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert losses[20].item() == pytest.approx(wanted.item(), rel=0.2)
+    losses[20].backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_tgn_sees_nothing_of_its_batch_or_later() -> None:
@@ -363,9 +439,9 @@ def test_tgn_keeps_last_messages_and_recent_neighbours() -> None:
         last.setdefault(u, []).insert(0, (v, now))
         last.setdefault(v, []).insert(0, (u, now))
     for node, line in last.items():
-        assert (int(model.told_by[node]), int(model.told_at[node])) == line[0]
+        assert (int(model.near.node[node, 0]), int(model.near.at[node, 0])) == line[0]
         wanted = (line + [(-1, 0)] * 4)[:4]
-        assert model.near[node].tolist() == [other for other, _ in wanted]
+        assert model.near.node[node].tolist() == [other for other, _ in wanted]
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     model.reset()
@@ -376,6 +452,41 @@ def test_tgn_keeps_last_messages_and_recent_neighbours() -> None:
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), "memory learns too"
 
 
+@pytest.mark.parametrize("unipartite", [False, True])
+def test_edge_reads_the_newest_states_of_recent_neighbours(unipartite: bool, monkeypatch) -> None:
+    pytest.importorskip("dgl")
+    stream = one_kind(150) if unipartite else small(150)
+    model, offset = build("gru over neighbours", stream), stream.node_offset
+    model.replay([stream.slice(0, 90)])
+    window, read = window_of(stream, 90, 150), []
+    rows = newest_rows
+
+    def spied(*given) -> torch.Tensor:
+        read.append((*given, rows(*given)))
+        return read[-1][-1]
+
+    monkeypatch.setattr("recloom_edge.attention.newest_rows", spied)
+    before = model.memory.states.clone()
+    rolled = model.roll(window, cut=False, given=torch.arange(stream.num_destinations))
+    ((_, _, _, events, nodes, found),) = read
+    lines: dict[int, list[int]] = {}
+    newest: dict[int, torch.Tensor] = {}
+    wanted = []
+    for event, (u, v) in enumerate(zip(stream.source.tolist(), (stream.destination + offset).tolist(), strict=True)):
+        if event >= 90:
+            wanted += [(event - 90, node, newest.get(node, before[node])) for node in lines.get(u, [])[:4]]
+            newest |= {u: rolled.states[2 * (event - 90)], v: rolled.states[2 * (event - 90) + 1]}
+        lines.setdefault(u, []).insert(0, v)
+        lines.setdefault(v, []).insert(0, u)
+    assert list(zip(events.tolist(), nodes.tolist(), strict=True)) == [(event, node) for event, node, _ in wanted]
+    met = torch.tensor([bool(state.any()) for _, _, state in wanted])
+    states = torch.stack([state for _, _, state in wanted])
+    assert torch.equal(rolled.states[found][met], states[met])
+    assert bool(rolled.told.any())
+    model.train().train_window(window).backward()
+    assert all(bool(p.grad.any()) for p in model.messages.parameters() if p.requires_grad)
+
+
 def test_what_to_install_is_said_where_dgl_is_missing(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "dgl", None)
     for module in ("tgn", "attention"):
@@ -383,6 +494,8 @@ def test_what_to_install_is_said_where_dgl_is_missing(monkeypatch) -> None:
     with pytest.raises(ComponentImportError, match=r"recloom\[edge\]"):
         catalog().models.load("TGN")
     assert catalog().models.load("EDGE") is EDGE
+    with pytest.raises(RecloomError, match=r"(?s)neighbours.*recloom\[edge\]"):
+        EDGE(small(50).schema().to_dict(), neighbours=3)
 
 
 def test_a_resumed_fit_equals_one_that_never_stopped(tmp_path: Path) -> None:
@@ -446,9 +559,10 @@ def test_ranks_and_trivial_baselines_by_hand() -> None:
     assert part["new"].tolist() == [False, True]
 
 
-def test_matching_loss_is_its_formula() -> None:
+@pytest.mark.parametrize("kind", ["learned", "states"])
+def test_matching_loss_is_its_formula(kind: str) -> None:
     stream = small(400)
-    model = build("rnn", stream).train()
+    model = build("rnn", stream, kind).train()
     model.head.dropout = 0.0
     window = window_of(stream, 150, 250)
     losses = {}
@@ -457,9 +571,12 @@ def test_matching_loss_is_its_formula() -> None:
         model.weights["matching"] = weight
         losses[weight] = model.train_window(window)
     model.replay([stream.slice(0, 150)])
+    free, k = model.decoupled, model.decoupled.segment(150)
+    before = model._newest(free.cut.nonzero().squeeze(1)).detach()
     with torch.no_grad():
         states = model.roll(window, cut=True).states
-    free, k = model.decoupled, model.decoupled.segment(150)
+    if kind == "states":
+        assert torch.equal(free.embeddings[k], before), "P are the states as training reaches the segment"
     assert k == 1
     total = 0.0
     for event, (u, v) in enumerate(zip(window.source.tolist(), window.destination.tolist(), strict=True)):

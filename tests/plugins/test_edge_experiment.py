@@ -15,13 +15,19 @@ def test_the_experiment(tmp_path: Path, monkeypatch) -> None:
         experiments, "PowerLawStream", lambda **options: PowerLawStream(2000, 100, 50, 0.8, 1.0, **options)
     )
     monkeypatch.setitem(experiments.GENERATED, "medium", {"events": 1000, "sources": 100, "destinations": 50})
-    monkeypatch.setitem(experiments.EPOCHS, "medium", 1)
+    monkeypatch.setitem(experiments.EPOCHS, "medium", {"generated": 1})
     monkeypatch.setattr(experiments, "SHARES", (0.0, 0.05, 0.1))
     monkeypatch.setattr(experiments, "_TARGETS", {0.05: 40.0})
     result = run_cli(["reproduce", "edge", "--out", str(tmp_path / "out")])
     assert result.code == 0, result.err
     claims = {claim["id"]: claim for claim in json.loads((tmp_path / "out" / "claims.json").read_text())}
-    assert {"steps-power-law-5", "generated-mrr-5", "generated-matching", "generated-jodie-mrr"} <= claims.keys()
+    assert {
+        "steps-power-law-5",
+        "generated-mrr-5",
+        "generated-matching-10",
+        "generated-matching-10-learned",
+        "generated-jodie-mrr",
+    } <= claims.keys()
     assert all(0 < claims[f"generated-mrr-{share}"]["measured"] < 2 for share in (5, 10))
     assert "most recent" in (tmp_path / "out" / "report.md").read_text()
 
