@@ -28,7 +28,7 @@ EPOCHS: dict[Budget, dict[str, int]] = {
 }
 METRICS = ("mrr", "recall", "ap", "auc", "historical_ap", "inductive_ap", "new_mrr", "new_ap")
 SCOPE: dict[Budget, str] = {
-    "small": "3 epochs of EDGE (2 on the stream of --data) and of JODIE, 1 of TGN, on 40,000 generated events. It shows "
+    "small": "3 epochs of EDGE (2 with --data) and of JODIE, 1 of TGN, on 40,000 generated events. It shows "
     "what decoupling does to the number of steps, and to a model in its first minute; it settles nothing between "
     "models, none of which has learned all it can.",
     "medium": "Up to 10 epochs on 40,000 generated events; on the stream of --data, such as Wikipedia's, 3 of EDGE "
