@@ -26,6 +26,7 @@ Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
 CHECKED_BATCHES = (1, 2, 7, 64, 257)
 EXTERNAL_DATA_BYTES = 1 << 30
+CONSTANT = "In what is exported, write x.shape[0], not len(x). --batch-size N exports it for one size."
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _write(serving: ServingModel, path: Path, format: Format, batch_size: int | 
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         raise RecloomError(
             f"{type(serving.module).__name__} cannot be exported as {format}: {cause}",
-            "RECLOOM_TRACEBACK=1 shows where.",
+            CONSTANT if "Constraints violated" in cause else "RECLOOM_TRACEBACK=1 shows where.",
         ) from error
 
 
@@ -177,11 +178,11 @@ def _compare(serving: ServingModel, path: Path, format: Format, sizes: tuple[int
         expected = eager if serving.logits else torch.sigmoid(eager)
         try:
             found = run(inputs)
-        except Exception as error:  # where a size was taken for a constant, the ONNX exporter does not say so
+        except Exception as error:  # a size was taken for a constant after all
             cause = str(error).strip().split("\n")[0]
             raise RecloomError(
                 f"{type(serving.module).__name__} as {format} does not run on {batch} samples: {cause}",
-                "In what is exported, write x.shape[0], not len(x). --batch-size N exports it for one size.",
+                CONSTANT,
             ) from error
         if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
             return float("inf")
