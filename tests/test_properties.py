@@ -127,9 +127,11 @@ def test_repairs(values: np.ndarray, psd: str) -> None:
 
 @cache
 def space(name: str) -> SearchSpace:
-    if name == "PIMSpace":
-        return catalog().search_spaces.load(name)(catalog().search_spaces.load("NASRecSpace")(num_blocks=3))
-    return catalog().search_spaces.load(name)()
+    kind = catalog().search_spaces.load(name)
+    inner: dict[str, tuple[Any, ...]] = {"PIMSpace": (), "SlotSpace": ({"class_path": "MoNN"}, "item_tower")}
+    if name in inner:  # spaces around another one
+        return kind(catalog().search_spaces.load("NASRecSpace")(num_blocks=3), *inner[name])
+    return kind()
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in catalog().search_spaces])
