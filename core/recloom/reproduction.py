@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,25 @@ def _started(job: Job, jobs: int) -> Job:
     job.out.mkdir(parents=True, exist_ok=True)
     environment = os.environ if job.alone or jobs == 1 else {**os.environ, "OMP_NUM_THREADS": "1"}
     job.started = time.monotonic()
-    with job.log.open("wb") as log:
+    with job.log.open("wb") as log, _interruptible():
         job.process = subprocess.Popen(
             job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     return job
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let processes started in here answer SIGINT, also where this one was started to ignore it (`nohup ... &`)."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ended(job: Job) -> bool:

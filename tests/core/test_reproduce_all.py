@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,11 @@ class Base(Experiment):
     scope = {"small": "a few numbers", "medium": "more", "full": "many"}
     def run(self, lab, report):
         def measure(seed):
-            time.sleep(60 if type(self).__name__ == os.environ.get("SLOW") else 0)
+            try:
+                time.sleep(60 if type(self).__name__ == os.environ.get("SLOW") else 0)
+            except KeyboardInterrupt:
+                RAN.with_name("put away").touch()
+                raise
             with RAN.open("a") as file:
                 file.write(f"begin {type(self).__name__}\\n")
             time.sleep(0.3)
@@ -74,9 +79,22 @@ def reproduce(tmp_path: Path):
 
     def run(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "recloom.cli.main", "reproduce", "all", "--out", "out", *options]
-        return subprocess.run(argv, env=environment | more, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        return subprocess.run(
+            argv,
+            env=environment | more,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            preexec_fn=_as_under_nohup,
+        )
 
     return run
+
+
+def _as_under_nohup() -> None:
+    """Ignore SIGINT, as a shell has what it starts with `nohup ... &` do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def test_all_are_run_and_told_on_one_page_and_what_failed_is_run_again(reproduce, tmp_path: Path) -> None:
@@ -113,6 +131,7 @@ def test_what_has_not_ended_in_time_is_stopped_and_said_so(reproduce, tmp_path: 
     assert "whole out of time: not begun, when the run's 0.05 minutes were over" in done.stdout
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("Not measured, for want of time") == 5
+    assert (tmp_path / "put away").exists()  # it was told to, though this run ignores interrupts
     assert "CPU minutes" in page
     assert "Budget small: a few numbers" in page
     assert not (tmp_path / "ran").exists()
