@@ -15,6 +15,7 @@ from recloom import rowcheck, rowgrad, rowkernels
 from recloom.errors import RecloomError, unknown
 from recloom.features import FeatureSchema
 from recloom.rowlayout import POOLINGS, stack_layout
+from recloom.tracing import is_exporting
 
 Pooling = Literal["sum", "mean", "weighted"]
 SEED_BLOCK = 1 << 16
@@ -215,7 +216,7 @@ class FusedEmbeddingBag(EmbeddingBagCollection):
                 "and the batch has no value weights",
                 "Use pooling sum or mean, or data with value weights.",
             )
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return rowgrad.plain(self.weight, values, offsets, weights, self.layout)
         if self.gradient == "sparse":
             rowcheck.check(values, offsets, self.layout)
@@ -227,7 +228,7 @@ class FusedEmbeddingBag(EmbeddingBagCollection):
         if feature not in self._single:
             raise unknown("feature", feature, self._single)
         layout, flat = self._single[feature], ids.reshape(-1)
-        if torch.compiler.is_exporting() or self.gradient == "sparse":
+        if is_exporting() or self.gradient == "sparse":
             rows = rowgrad.plain(self.weight, flat, None, None, layout, sparse=self.gradient == "sparse")
         else:
             rows = rowgrad.lookup(self.weight, flat, None, None, layout, self.engine)

@@ -139,6 +139,11 @@ class CompositeOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        if parameter.grad is not None:
+            raise RecloomError(
+                f"an embedding weight of {len(parameter)} rows has a dense gradient, which row updates would leave out",
+                "Let the loss reach it by the collection's lookups alone, or give the collection gradient: sparse.",
+            )
         gradients = row_gradients(parameter)
         state = self.state[parameter]
         if group["rows"] != "sgd" and not state:

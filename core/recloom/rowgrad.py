@@ -23,6 +23,7 @@ from recloom.errors import DataError
 from recloom.rowcheck import check as check  # part of this module's interface
 from recloom.rowcheck import check_lengths, outside
 from recloom.rowlayout import RowLayout
+from recloom.tracing import is_exporting
 
 
 class RowEngine(Protocol):
@@ -168,7 +169,7 @@ def plain(
         index = rows.view(layout.num_features, -1).t()  # B x F
         out = F.embedding(index, weight, sparse=sparse)
         return out if scale is None else out * scale.view(layout.num_features, -1).t()[..., None]
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _scatter(weight, ids, offsets, scale, layout)
     pooled = F.embedding_bag(
         rows, weight, offsets, mode="sum", sparse=sparse, per_sample_weights=scale, include_last_offset=True

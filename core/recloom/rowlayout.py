@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from recloom.tracing import is_exporting
+
 _CPU = torch.device("cpu")
 POOLINGS = {"sum": 0, "mean": 1, "weighted": 2}
 
@@ -53,7 +55,7 @@ class RowLayout:
 
     def tensors(self, device: torch.device) -> dict[str, Tensor]:
         """Return base, rows, mode, table (int64) and weighted_mask, mean_mask (bool), F of each, on `device`."""
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() or is_exporting():
             return self._build(device)
         if device not in self._tensors:
             self._tensors[device] = self._build(device)
@@ -112,7 +114,7 @@ class RowLayout:
 
 def bag_of_values(ids: Tensor, offsets: Tensor) -> Tensor:
     """Return for each of the N values the index of its bag; exportable (no data-dependent shape)."""
-    if torch.compiler.is_exporting():  # the ends at or before each place, without searchsorted, which ONNX has not
+    if is_exporting():  # the ends at or before each place, without searchsorted, which ONNX has not
         ends = torch.zeros(ids.shape[0] + 1, dtype=torch.int64, device=ids.device)
         return ends.index_add(0, offsets[1:], torch.ones_like(offsets[1:])).cumsum(0)[:-1]
     place = torch.arange(ids.shape[0], device=ids.device)

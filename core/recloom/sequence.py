@@ -16,6 +16,7 @@ from recloom.batch import Batch
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingFactory
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema, SequenceFeature, SparseFeature
+from recloom.tracing import is_exporting
 
 Histories = dict[str, Tensor]
 """What a model's `forward` gets of histories; of one that is named NAME: "NAME" B x L x K ids, "NAME:mask" B x L, True
@@ -162,7 +163,7 @@ class SequenceArch(nn.Module):
 
     def _steps(self, tables: EmbeddingBagCollection, history: SequenceFeature, ids: Tensor, mask: Tensor) -> Tensor:
         """Return B x L x W; only the rows of real steps are looked up."""
-        if torch.compiler.is_exporting():  # without shapes that depend on data
+        if is_exporting():  # without shapes that depend on data
             return torch.cat(self._rows(tables, history, ids), dim=-1) * mask[..., None]
         places = mask.reshape(-1).nonzero().squeeze(1)
         rows = torch.cat(self._rows(tables, history, ids.flatten(0, 1)[places]), dim=-1)  # N x W

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from recloom.model import Interaction
+from recloom.tracing import is_exporting
 from recloom_dlrm.dots import Dots, plain_dots
 
 
@@ -26,7 +27,7 @@ class DotInteraction(Interaction):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Map B x F x D to B x (D + pairs)."""
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() or is_exporting():
             return plain_dots(vectors, self.itself)
         return Dots.apply(vectors, self.itself)  # type: ignore[no-untyped-call]
 

@@ -13,6 +13,7 @@ from recloom import rowgrad
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError, unknown
 from recloom.rowlayout import RowLayout, bag_of_values
+from recloom.tracing import is_exporting
 from recloom_dlrm.values import check_ids, table_layout
 
 
@@ -140,7 +141,7 @@ class _Group(nn.Module):
             mine = values.view(self.features, -1).index_select(0, place).view(-1)
             kept = None if weights is None else weights.view(self.features, -1).index_select(0, place).view(-1)
             pooled = self.rows(mine, None, kept)
-        elif torch.compiler.is_exporting():
+        elif is_exporting():
             pooled = self._pool_among(values, offsets, weights)
         else:
             pooled = self.rows(*self._select(values, offsets, weights))

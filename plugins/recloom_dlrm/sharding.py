@@ -16,6 +16,7 @@ from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig, FusedE
 from recloom.errors import RecloomError, unknown
 from recloom.rowlayout import RowLayout, stack_layout
 from recloom.strategy import RecloomStrategy, mark_sharded
+from recloom.tracing import is_exporting
 from recloom_dlrm import exchange, pooling
 from recloom_dlrm.planner import Sharding, ShardingPlan, make_plan
 from recloom_dlrm.routing import Router
@@ -163,7 +164,7 @@ class ShardedEmbeddingBag(EmbeddingBagCollection):
         if self.plan is None:
             self.place()
         if self.world_size == 1:
-            if torch.compiler.is_exporting():
+            if is_exporting():
                 whole = rowgrad.plain(self.weight, ids, offsets, weights, layout)
             else:
                 whole = rowgrad.lookup(self.weight, ids, offsets, weights, layout)

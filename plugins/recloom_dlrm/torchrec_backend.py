@@ -20,6 +20,7 @@ from recloom import rowcheck, rowgrad
 from recloom.embedding import EmbeddingBagConfig
 from recloom.errors import DataError, RecloomError
 from recloom.rowlayout import RowLayout
+from recloom.tracing import is_exporting
 from recloom_dlrm import exchange
 from recloom_dlrm.planner import Sharding, ShardingPlan
 from recloom_dlrm.sharding import ShardedEmbeddingBag
@@ -88,7 +89,7 @@ class TorchRecEmbeddingBag(ShardedEmbeddingBag):
         if self.plan is None:
             self.place()
         assert self.plan is not None
-        if feature or torch.compiler.is_exporting():
+        if feature or is_exporting():
             return super()._start(feature, layout, ids, offsets, weights)
         if self.world_size == 1:
             self._check(ids, offsets, weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from recloom import rowgrad
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag
 from recloom.errors import RecloomError
 from recloom.rowlayout import RowLayout, bag_of_values, stack_layout
+from recloom.tracing import is_exporting
 
 
 def table_layout(tables: Sequence[EmbeddingBagConfig]) -> RowLayout:
@@ -21,7 +21,7 @@ def table_layout(tables: Sequence[EmbeddingBagConfig]) -> RowLayout:
 
 def check_ids(values: Tensor, offsets: Tensor | None, layout: RowLayout) -> Tensor | None:
     """Raise DataError for an id outside its table; return the feature of each of the N values, None if one-hot."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         rowgrad.check(values, offsets, layout)
     if offsets is None:
         return None
@@ -36,7 +36,7 @@ def value_rows(bag: nn.Module, ids: Tensor, offsets: Tensor | None) -> Tensor:
             "With sharded tables use operation add or concat, or one-hot data.",
         )
     rows, _ = bag.layout.rows_and_bags(ids, offsets, bags=False)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return F.embedding(rows, bag.weight)
     whole = RowLayout(("rows",), (0,), (bag.weight.shape[0],), ("sum",), (0,))
     return rowgrad.lookup(bag.weight, rows, None, None, whole).squeeze(1)

@@ -17,6 +17,7 @@ from recloom.errors import RecloomError, unknown
 from recloom.features import DenseFeature, FeatureSchema, SequenceFeature, SparseFeature
 from recloom.gaps import DAY
 from recloom.sequence import Histories
+from recloom.tracing import is_exporting
 
 Time = Literal["position", "gap", "none"]
 LONGEST_GAP = math.log1p(30 * DAY)
@@ -95,7 +96,7 @@ class Positions:
         ids, mask = histories[self.history.name], histories[f"{self.history.name}:mask"]
         rows, length = mask.shape
         every = rows * (length + 1)
-        if torch.compiler.is_exporting():
+        if is_exporting():
             positions, places = torch.arange(every, device=mask.device), None
         else:
             positions = torch.cat([mask, mask.new_ones(rows, 1)], dim=1).view(-1).nonzero().squeeze(1)
@@ -111,7 +112,7 @@ class Positions:
         if offsets is None:
             found = pool[bags.view(-1)]
             return TowerInputs(dense, found, None, None if weighting is None else weighting[bags.view(-1)], places)
-        if torch.compiler.is_exporting():
+        if is_exporting():
             raise RecloomError(
                 "TBSM with bags of ids cannot be exported: how often an id is repeated depends on the data",
                 "Use one-hot data.",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recloom.errors import RecloomError, unknown
 from recloom.gaps import GapFeatures
 from recloom.sequence import SequenceEncoder
+from recloom.tracing import is_exporting
 from recloom_tsl.heads import HeadMLP
 
 Kind = Literal["dot", "ind", "def"]
@@ -89,7 +90,7 @@ class TSL(SequenceEncoder):
         return self._scores(steps, query, self._sees(mask), self._gate(gaps))
 
     def _projected(self, steps: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        if not torch.compiler.is_exporting() and steps.shape[1] > self.max_length:
+        if not is_exporting() and steps.shape[1] > self.max_length:
             raise RecloomError(
                 f"a history has {steps.shape[1]} steps, and this TSL was made for {self.max_length} at most",
                 "Cut histories to the schema's max_length.",

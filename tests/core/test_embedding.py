@@ -14,7 +14,7 @@ from torch import nn
 from recloom import native, rowgrad, rowkernels
 from recloom.embedding import EmbeddingBagConfig, FusedEmbeddingBag, init_rows
 from recloom.errors import DataError, RecloomError
-from recloom.optim import CompositeOptimizer, OptimizerConfig
+from recloom.optim import CompositeOptimizer, OptimizerConfig, build_optimizer
 
 POOLED = [("a", 7, ("fa",), "sum"), ("b", 50, ("fb1", "fb2"), "mean"), ("c", 3, ("fc",), "weighted")]
 RULES = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
@@ -290,13 +290,32 @@ def test_fbgemm_equals_the_default(rule, passes):
         CompositeOptimizer([], [theirs.weight], OptimizerConfig(sparse="adagrad")).step()
 
 
-def test_a_compiled_model_still_has_row_gradients():
-    model = nn.Sequential(collection(8, [("a", 7, ("fa",), "sum")]), nn.Flatten(), nn.Linear(8, 1))
-    compiled, ids = torch.compile(model, backend="eager"), torch.tensor([1, 2, 2])
-    torch.testing.assert_close(compiled(ids), model(ids))
-    compiled(ids).sum().backward()
-    assert model[0].weight.grad is None
-    assert torch.equal(model[0].weight.row_gradients[0].ids, ids)
+def test_a_compiled_model_trains_like_the_model():
+    tables = [("a", 7, ("fa",), "sum")]
+    weights, states = [], []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(collection(8, tables), nn.Flatten(), nn.Linear(8, 1))
+        optimizer, _ = build_optimizer(model, OptimizerConfig(sparse="rowwise_adagrad"))
+        forward = torch.compile(model, backend="eager") if compiled else model
+        for ids in (torch.tensor([1, 2, 2]), torch.tensor([2, 2, 6])):
+            forward(ids).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(model[0].weight.detach())
+        states.append(optimizer.state[model[0].weight])
+    changed = weights[0].ne(collection(8, tables).weight).any(1)
+    assert changed.nonzero().ravel().tolist() == [1, 2, 6]
+    torch.testing.assert_close(*weights)
+    torch.testing.assert_close(*states)
+
+
+def test_a_dense_gradient_of_a_table_is_refused_and_not_left_out():
+    bag = collection(8)
+    optimizer, _ = build_optimizer(bag, OptimizerConfig())
+    bag.weight.square().sum().backward()
+    with pytest.raises(RecloomError, match="has a dense gradient, which row updates would leave out"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("one_hot", [True, False])

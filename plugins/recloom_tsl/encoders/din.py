@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recloom.gaps import GapFeatures
 from recloom.sequence import SequenceEncoder
+from recloom.tracing import is_exporting
 
 
 class DIN(SequenceEncoder):
@@ -57,7 +58,7 @@ class DIN(SequenceEncoder):
         """Return B x W; see SequenceEncoder."""
         steps = steps.masked_fill(~mask[..., None], 0)
         features = None if self.gap_features is None else self.gap_features(gaps).to(steps.dtype)
-        if torch.compiler.is_exporting():  # without shapes that depend on data: all places
+        if is_exporting():  # without shapes that depend on data: all places
             owners = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask).flatten()
             scores = self._scores(steps.flatten(0, 1), query, owners, features)
         else:
