@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,22 +19,23 @@ from numpy.typing import NDArray
 from recloom.errors import DataError
 
 
-def check(path: Path, hint: str, compressed: bool = False) -> None:
+def check(path: Path, hint: str, compressed: bool = False, part: tuple[int, int] | None = None) -> None:
     """Look through a zip archive: names, sizes, then the checksums, which libraries that map it do not compare.
 
     Args:
-        path: The archive.
+        path: The archive, or a file that it is a part of.
         hint: What to do about a bad one.
         compressed: Whether its entries may be compressed; then as little of one is inflated as its size says, and that
             has to fit into memory.
+        part: Where the archive begins in the file, and its length; it has to fit into memory.
 
     Raises:
         DataError: Names the file, and the entry that is damaged, or is not what an archive of data holds.
         FileNotFoundError: There is none.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            strange = _strange(archive, path.stat().st_size, compressed)
+        with zipfile.ZipFile(path if part is None else _part(path, *part)) as archive:
+            strange = _strange(archive, path.stat().st_size if part is None else part[1], compressed)
             damaged = None if strange else archive.testzip()
     except FileNotFoundError:
         raise
@@ -67,6 +69,12 @@ def read_arrays(path: Path, hint: str, compressed: bool = False) -> dict[str, ND
             return dict(found)
     except (OSError, ValueError, EOFError, TypeError, SyntaxError) as error:
         raise DataError(f"{path}: not an .npz file of arrays of numbers: {error}", hint) from error
+
+
+def _part(path: Path, start: int, length: int) -> BytesIO:
+    with path.open("rb") as file:
+        file.seek(start)
+        return BytesIO(file.read(length))
 
 
 def _strange(archive: zipfile.ZipFile, size: int, compressed: bool) -> str:

@@ -32,10 +32,13 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.futures import Future
 
+from recloom import archives
 from recloom.dcp_index import read_index
 from recloom.errors import DataError
 
+_EARLIER = "Use an earlier checkpoint."
 CHUNK_BYTES = 64 << 20  # largest piece of a tensor that a save or a load holds in memory twice
 
 
@@ -165,6 +168,13 @@ class _Reader(FileSystemReader):
     def read_metadata(self) -> dcpmeta.Metadata:  # type: ignore[override]
         return self._index
 
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Compare the checksums of what this rank reads, which torch does not; then read it."""
+        stored = [self._index.storage_data[item.storage_index] for item in plan.items]
+        for name, offset, length in {(str(part.relative_path), part.offset, part.length) for part in stored}:
+            archives.check(Path(self.path) / name, _EARLIER, part=(offset, length))
+        return super().read_data(plan, planner)
+
 
 def save(folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]], group: dist.ProcessGroup | None = None) -> None:
     """Write every rank's rows of `tensors` into `folder`, on all ranks together; returns when all are on disk.
@@ -203,7 +213,10 @@ def load(folder: Path, tensors: Mapping[str, tuple[Tensor, RowSpans]]) -> None:
         try:
             dcp_load(state, storage_reader=_Reader(folder, index), planner=_Loader(), no_dist=True)
         except CheckpointException as error:
-            raise DataError(f"{folder}: shards are damaged: {_cause(error)}", "Use an earlier checkpoint.") from error
+            for cause, _ in error.failures.values():
+                if isinstance(cause, DataError):
+                    raise cause from error
+            raise DataError(f"{folder}: shards are damaged: {_cause(error)}", _EARLIER) from error
 
 
 def _cause(error: CheckpointException) -> str:

@@ -12,6 +12,8 @@ from torch.distributed.checkpoint import metadata as dcpmeta
 from recloom import intact
 from recloom.errors import DataError
 
+INDEX = ".metadata"
+
 # torch.distributed.checkpoint keeps its index as a pickle, which could run any code when read. This is all that such
 # an index is made of; the tensors themselves are read with weights_only=True, and pickled objects are refused.
 _ALLOWED = {
@@ -41,7 +43,7 @@ class _IndexUnpickler(pickle.Unpickler):
 def read_index(folder: Path) -> dcpmeta.Metadata:
     """Return the index of the shards in `folder`; DataError if there is none, or it holds more than an index."""
     try:
-        with (folder / ".metadata").open("rb") as file:
+        with (folder / INDEX).open("rb") as file:
             found = _IndexUnpickler(file).load()
     except FileNotFoundError:
         raise DataError(
@@ -50,7 +52,7 @@ def read_index(folder: Path) -> dcpmeta.Metadata:
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
         raise DataError(f"{folder}: not an index that can be read safely: {error}", "Use an earlier one.") from error
     if not isinstance(found, dcpmeta.Metadata):
-        raise DataError(f"{folder}: its .metadata is not an index of shards", "Use an earlier checkpoint.")
+        raise DataError(f"{folder}: its {INDEX} is not an index of shards", "Use an earlier checkpoint.")
     for stored in (found.storage_data or {}).values():
-        intact.inside(folder, str(stored.relative_path), folder / ".metadata", "Use an earlier checkpoint.")
+        intact.inside(folder, str(stored.relative_path), folder / INDEX, "Use an earlier checkpoint.")
     return found

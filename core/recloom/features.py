@@ -159,5 +159,5 @@ class FeatureSchema:
                 f"{path}: there is no schema here",
                 "Prepare the data first: recloom prepare FORMAT --input ... --output ...",
             ) from None
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path}: not a feature schema: {error}", "Run `recloom prepare` again.") from error

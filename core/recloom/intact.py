@@ -1,4 +1,4 @@
-"""Whether files are as they were written: checksums of a folder's files, in a file beside them, and room for them."""
+"""Whether files are as they were written: checksums of a folder's files, of a manifest itself, and room for them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from recloom.errors import DataError
 
 CHECKSUMS = "files.json"
 FULL = {errno.ENOSPC, errno.EDQUOT}
+_CHECKSUM = "checksum"
 SPARE = 1 << 16
 """Bytes that have to be left after writing: some libraries lose the end of a file on a full disk and say nothing."""
 
@@ -23,7 +24,7 @@ def seal(folder: Path) -> None:
     """Write the sizes and sha256 of all files in `folder`, and in folders in it, to its files.json."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     facts = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
     (folder / CHECKSUMS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -49,7 +50,7 @@ def check(folder: Path, hint: str) -> None:
         path = inside(folder, name, folder / CHECKSUMS, hint)
         if not path.is_file() or path.stat().st_size != size:
             raise DataError(f"{path}: it is missing or cut short", hint)
-        if _sha(path) != digest:
+        if sha256(path) != digest:
             raise DataError(f"{path}: it is damaged: its sha256 is not that in {CHECKSUMS}", hint)
 
 
@@ -81,6 +82,35 @@ def inside(folder: Path, name: str, source: Path, hint: str) -> Path:
     return folder / name
 
 
-def _sha(path: Path) -> str:
+def signed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest is to hold, with a checksum of it."""
+    return {**facts, _CHECKSUM: _digest(facts)}
+
+
+def unsigned(facts: dict[str, Any], path: Path, hint: str) -> dict[str, Any]:
+    """Return what `signed` got; one that an earlier version wrote, without a checksum, is taken as it is.
+
+    Args:
+        facts: What the manifest holds.
+        path: The manifest.
+        hint: What to do about a damaged one.
+
+    Raises:
+        DataError: Something in it is not what was written.
+    """
+    rest = {key: value for key, value in facts.items() if key != _CHECKSUM}
+    if _CHECKSUM in facts and facts[_CHECKSUM] != _digest(rest):
+        raise DataError(f"{path}: it is damaged: its checksum is wrong", hint)
+    return rest
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    """Return the sha256 of `facts` as JSON, whatever the order of its keys."""
+    text = json.dumps(json.loads(json.dumps(facts)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

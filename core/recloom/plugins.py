@@ -103,7 +103,7 @@ def _told(plugin: str, hook: str, function: Callable[..., Any]) -> Callable[...,
             return function(*arguments)
         except RecloomError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # as in discovery: a plugin ends no command of ours
             cause = f"{type(error).__name__}: {error}"
             if hook == "summarize":
                 return [(f"plugin {plugin}", f"failed in summarize: {cause}")]

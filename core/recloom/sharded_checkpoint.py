@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from recloom import dcp, intact
 from recloom.dcp import RowSpans
-from recloom.dcp_index import read_index
+from recloom.dcp_index import INDEX, read_index
+from recloom.errors import DataError
 
 KEY = "recloom_shards"
 
@@ -37,7 +38,7 @@ def folder_of(path: Path) -> Path:
 
 def write(checkpoint: dict[str, Any], path: Path, shards: Path) -> None:
     """Write the file of a checkpoint whose `shards` are on disk already; then remove the shards of earlier ones."""
-    checkpoint[KEY] = {"folder": f"{shards.parent.name}/{shards.name}"}
+    checkpoint[KEY] = {"folder": f"{shards.parent.name}/{shards.name}", "index": intact.sha256(shards / INDEX)}
     write_file(checkpoint, path)
     for other in shards.parent.iterdir():
         if other.name != shards.name:
@@ -56,11 +57,20 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def take_folder(checkpoint: dict[str, Any], path: Path) -> Path | None:
-    """Remove the note about shards from `checkpoint`, read from `path`; return their folder, or None."""
+    """Remove the note about shards from `checkpoint`, read from `path`; return their folder, or None.
+
+    Raises:
+        DataError: The shards are missing, or their index is not the one that was written.
+    """
     note = checkpoint.pop(KEY, None)
     if note is None:
         return None
-    return intact.inside(path.parent, str(note["folder"]), path, "Use an earlier one.")
+    folder = intact.inside(path.parent, str(note["folder"]), path, "Use an earlier one.")
+    if "index" in note and (folder / INDEX).exists() and intact.sha256(folder / INDEX) != note["index"]:
+        raise DataError(
+            f"{folder / INDEX}: it is damaged: its sha256 is not that in {path.name}", "Use an earlier one."
+        )
+    return folder
 
 
 def complete(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:

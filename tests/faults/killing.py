@@ -22,22 +22,21 @@ ENVIRONMENT = {
 }
 
 
-def recloom(*argv: str, **options: Any) -> subprocess.Popen[str]:
+def recloom(*argv: str, **environment: str) -> subprocess.Popen[str]:
     """Start a command in a session of its own, so that its children can be killed with it."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "recloom.cli.main", *argv],
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
-def finish(*argv: str) -> str:
+def finish(*argv: str, **environment: str) -> str:
     """Run a command to its end; return what it printed."""
-    process = recloom(*argv)
+    process = recloom(*argv, **environment)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     return said

@@ -14,8 +14,11 @@ import torch
 from killing import ROOT, finish
 from test_kills import SMALL, items
 
-from recloom import checkpoint
+from recloom import checkpoint, dcp, sharded_checkpoint
 from recloom.data.parquet import ParquetClicks
+from recloom.data.streams.module import EventStreams
+from recloom.data.streams.powerlaw import PowerLawStream
+from recloom.dcp import RowSpans
 from recloom.errors import RecloomError
 from recloom.search.methods.random import RandomSearch
 from recloom.search.objective import Objective
@@ -69,6 +72,24 @@ def test_checkpoints(tmp_path: Path) -> None:
     assert refused_or_equal(path, 200, lambda: checkpoint.read(path), same) > 100
 
 
+def test_sharded_checkpoints(tmp_path: Path) -> None:
+    path, tables = tmp_path / "some.ckpt", {"a": torch.arange(3000.0).view(1000, 3), "b": torch.ones(70, 2)}
+    folder = sharded_checkpoint.new_folder(path, 3)
+    dcp.save(folder, {f"state_dict/{name}": (rows, RowSpans.all(len(rows))) for name, rows in tables.items()})
+    sharded_checkpoint.write({"state_dict": {}, "global_step": 3}, path, folder)
+
+    def same(found: dict[str, Any]) -> bool:
+        return found["global_step"] == 3 and all(
+            torch.equal(found["state_dict"][name], tables[name]) for name in tables
+        )
+
+    refused = {
+        file.name: refused_or_equal(file, 200, lambda: checkpoint.read(path), same)
+        for file in (folder / "__0_0.distcp", folder / ".metadata", path)
+    }
+    assert min(refused.values()) > 100, refused
+
+
 def test_shards(tmp_path: Path) -> None:
     raw = tmp_path / "raw.csv"
     rng = random.Random(0)
@@ -87,7 +108,21 @@ def test_shards(tmp_path: Path) -> None:
 
     for path in sorted((tmp_path / "data").rglob("train*.parquet"))[:1]:
         assert refused_or_equal(path, 100, read, same) > 50
-    assert refused_or_equal(tmp_path / "data/manifest.json", 50, read, same) > 10
+    assert refused_or_equal(tmp_path / "data/manifest.json", 50, read, same) > 30
+    assert refused_or_equal(tmp_path / "data/schema.json", 50, read, same) > 30
+
+
+def test_streams(tmp_path: Path) -> None:
+    folder = tmp_path / "stream"
+    PowerLawStream(events=500, sources=10, destinations=5).write(folder)
+
+    def read() -> list[Any]:
+        stream = EventStreams(folder).stream
+        return [stream.source.tolist(), stream.destination.tolist(), stream.time.tolist(), stream.bounds]
+
+    expected = read()
+    for name in ("source.bin", "destination.bin", "time.bin", "manifest.json"):
+        assert refused_or_equal(folder / name, 50, read, lambda found: found == expected) > 30
 
 
 def test_indexes(tmp_path: Path) -> None:

@@ -55,6 +55,24 @@ class Prepare(Victim):
             assert self.result(folder) == expected
 
 
+class PrepareOther(Victim):
+    """The same of histories and of streams, which other code writes."""
+
+    def __init__(self, form: str, raw: Path, *options: str) -> None:
+        self.form, self.raw, self.options = form, raw, options
+
+    def argv(self, folder: Path) -> list[str]:
+        more = ["--overwrite"] if (folder / "manifest.json").exists() else []
+        return ["prepare", self.form, "--input", str(self.raw), "--output", str(folder), *self.options, *more]
+
+    def result(self, folder: Path) -> Any:
+        return tree(folder)
+
+    def check(self, folder: Path, expected: Any) -> None:
+        if (folder / "manifest.json").exists():
+            assert self.result(folder) == expected
+
+
 class Fit(Victim):
     """Training: goes on after the last checkpoint, to the same weights and metrics."""
 
@@ -66,7 +84,7 @@ class Fit(Victim):
 
     def result(self, folder: Path) -> Any:
         state = checkpoint.read(folder / "checkpoints/last.ckpt")
-        weights = {name: value.double().sum().item() for name, value in state["state_dict"].items()}
+        weights = {name: digest(value) for name, value in state["state_dict"].items()}
         with (folder / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
@@ -76,6 +94,16 @@ class Fit(Victim):
         path = folder / "checkpoints/last.ckpt"
         if path.exists():
             assert checkpoint.read(path)["global_step"] <= expected[0]
+
+
+class FitOnTwoRanks(Fit):
+    """Training with tables sharded over two processes, which are killed together."""
+
+    def argv(self, folder: Path) -> list[str]:
+        sizes = ["--data.num_train=60000", "--data.num_val=4000", "--data.batch_size=128", "--trainer.max_epochs=1"]
+        head = ["fit", "--config", str(ROOT / "configs/dlrm/hybrid.yaml"), *SMALL, *sizes]
+        more = ["--ckpt_path=last"] if (folder / "checkpoints/last.ckpt").exists() else []
+        return [*head, "--checkpoint.every_n_steps=25", "--trainer.log_every_n_steps=25", f"--run_dir={folder}", *more]
 
 
 class Search(Victim):
@@ -130,6 +158,11 @@ class Delete(Victim):
         assert items(folder) in (self.before, expected)
 
 
+def digest(value: torch.Tensor) -> str:
+    """Return the sha256 of a tensor's bytes."""
+    return hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
 def items(folder: Path) -> tuple[list[int], list[list[int]]]:
     """Return the ids in an index, and those that a search of its example users finds."""
     index = Retriever.load(folder)
@@ -152,8 +185,30 @@ def test_prepare(tmp_path: Path) -> None:
     survive(Prepare(write_raw(tmp_path / "raw.tsv", 60_000)), tmp_path)
 
 
+def test_prepare_histories(tmp_path: Path) -> None:
+    rng, raw = random.Random(0), tmp_path / "raw.csv"
+    with raw.open("w") as file:
+        for _ in range(60_000):
+            user, item, kind = rng.randrange(3000), rng.randrange(2000), rng.randrange(40)
+            file.write(f"{user},{item},{kind},pv,{rng.randrange(1511539200, 1512316799)}\n")
+    survive(PrepareOther("taobao", raw, "--negatives", "uniform:1"), tmp_path)
+
+
+def test_prepare_streams(tmp_path: Path) -> None:
+    rng, raw = random.Random(0), tmp_path / "raw.csv"
+    with raw.open("w") as file:
+        file.write("user_id,item_id,timestamp,state_label,comma_separated_list_of_features\n")
+        for number in range(100_000):
+            file.write(f"{rng.randrange(3000)},{rng.randrange(500)},{number},0,{rng.random():.4f},1\n")
+    survive(PrepareOther("jodie", raw), tmp_path)
+
+
 def test_fit(tmp_path: Path) -> None:
     survive(Fit(), tmp_path)
+
+
+def test_fit_on_two_ranks(tmp_path: Path) -> None:
+    survive(FitOnTwoRanks(), tmp_path, kills=6)
 
 
 def test_search(tmp_path: Path) -> None:
@@ -180,16 +235,23 @@ def test_serve(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sizes = ["--data.num_train=2000", "--data.num_val=1000", "--trainer.max_steps=5"]
     finish("fit", "--config", config, *SMALL, *sizes, f"--run_dir={run}")
-    rng, answers = random.Random(0), set()
-    for _ in range(20):
+    rng, answers, served = random.Random(0), set(), 0
+    for number in range(21):
         server = recloom("serve", "--run", str(run), "--port", str(port))
         try:
+            if number % 4 == 3:  # while it starts
+                time.sleep(rng.uniform(0, 4))
+                continue
             body = json.dumps(ask(port, "model")["example"]).encode()
             until = time.monotonic() + rng.uniform(0, 0.5)
-            while time.monotonic() < until:
+            while time.monotonic() < until or number == 20:
                 answers.add(json.dumps(ask(port, "predict", body)))
+                served += 1
+                if number == 20:
+                    break
         finally:
             kill(server)
+    assert served > 20
     assert len(answers) == 1  # the same before and after every kill
 
 

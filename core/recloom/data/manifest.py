@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,8 @@ MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 UNFINISHED = ".unfinished"  # there, and locked, while a run writes the directory
 _VERSION = 1
+_OF_SCHEMA = "schema_sha256"
+_NOT_FACTS = ("version", "splits", _OF_SCHEMA)
 _AGAIN = "Run `recloom prepare` again."
 
 
@@ -51,9 +52,8 @@ class Shard:
                 f"Copy the file again, or prepare it again: {_AGAIN}",
             )
         if full:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                    raise DataError(f"{path}: the shard is corrupt: its sha256 is not the manifest's", _AGAIN)
+            if intact.sha256(path) != self.sha256:
+                raise DataError(f"{path}: the shard is corrupt: its sha256 is not the manifest's", _AGAIN)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ class Manifest:
         return sum(shard.rows for shard in self.splits.get(split, ()))
 
     def save(self, directory: Path) -> None:
-        """Write `directory`/manifest.json aside, to the disk, and rename it."""
+        """Write `directory`/manifest.json aside, to the disk, and rename it; it has a checksum, and the schema's."""
         splits = {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()}
+        stored = {"version": _VERSION, **self.facts, "splits": splits}
+        if (directory / SCHEMA).exists():
+            stored[_OF_SCHEMA] = intact.sha256(directory / SCHEMA)
         aside = directory / (MANIFEST + ".part")
         with aside.open("w") as file:
-            json.dump({"version": _VERSION, **self.facts, "splits": splits}, file, indent=1)
+            json.dump(intact.signed(stored), file, indent=1)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -88,7 +91,8 @@ class Manifest:
         """Read `directory`/manifest.json.
 
         Raises:
-            DataError: There is no finished data set in `directory`, or its manifest cannot be used.
+            DataError: There is no finished data set in `directory`, or its manifest cannot be used, or its schema is
+                not the one that was written.
         """
         path = directory / MANIFEST
         if not directory.is_dir():
@@ -98,6 +102,7 @@ class Manifest:
             )
         try:
             found = json.loads(path.read_text())
+            found = intact.unsigned(found, path, _AGAIN)
             if found["version"] > _VERSION:
                 raise DataError(f"{path}: version {found['version']} is newer than this recloom", "Update recloom.")
             splits = {name: [Shard(**shard) for shard in shards] for name, shards in found["splits"].items()}
@@ -109,4 +114,7 @@ class Manifest:
             raise DataError(f"{path}: not a manifest of shards: {error!r}", _AGAIN) from error
         for shard in (shard for shards in splits.values() for shard in shards):
             intact.inside(directory, shard.file, path, _AGAIN)
-        return cls(splits, {key: value for key, value in found.items() if key not in ("version", "splits")})
+        if _OF_SCHEMA in found and (directory / SCHEMA).exists():
+            if intact.sha256(directory / SCHEMA) != found[_OF_SCHEMA]:
+                raise DataError(f"{directory / SCHEMA}: it is damaged: its sha256 is not the manifest's", _AGAIN)
+        return cls(splits, {key: value for key, value in found.items() if key not in _NOT_FACTS})

@@ -59,7 +59,7 @@ class StreamClicks(BlockDataModule):
         if negatives < 1:
             raise RecloomError(f"negatives is {negatives}", "It must be at least 1.")
         self.path, self.negatives, self.seed = Path(path), negatives, seed
-        self._stream = load_stream(self.path).check()
+        self._stream = load_stream(self.path, verify=True).check()
         if not self._stream.bipartite:
             raise DataError(f"{self.path}: the stream has one kind of node", "Users and items are to be two.")
 

@@ -3,7 +3,7 @@
 DIR/source.bin, destination.bin   int32        DIR/time.bin    int64
 DIR/label.bin, features.bin       float32, where there are any
 DIR/nodes/source.parquet          the raw name of each source, in the order of numbers; destination likewise
-DIR/manifest.json                 sizes, bounds of the splits, facts; written last
+DIR/manifest.json                 sizes, bounds of the splits, checksums, facts; written last
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recloom import intact
 from recloom.data.manifest import MANIFEST, UNFINISHED
 from recloom.data.shards import claim, clear
 from recloom.data.streams.stream import EventStream
@@ -86,8 +87,10 @@ class StreamWriter:
             file.close()
             self._part(name).replace(self.directory / f"{name}.bin")
         stored = {"version": 1, "kind": "stream", "events": self.length, "num_features": self.num_features, **facts}
+        stored["columns"] = list(self.columns)
+        stored["sha256"] = {name: intact.sha256(self.directory / f"{name}.bin") for name in self.columns}
         aside = self.directory / (MANIFEST + ".part")
-        aside.write_text(json.dumps({**stored, "columns": list(self.columns)}, indent=1) + "\n")
+        aside.write_text(json.dumps(intact.signed(stored), indent=1) + "\n")
         aside.replace(self.directory / MANIFEST)
         (self.directory / UNFINISHED).unlink()
         self._lock.close()
@@ -110,11 +113,15 @@ class StreamWriter:
         return self.directory / f"{name}.bin.part"
 
 
-def load_stream(directory: Path) -> EventStream:
+def load_stream(directory: Path, verify: bool = False) -> EventStream:
     """Return the stream in `directory`, its columns mapped from the files: memory is used as they are read.
 
+    Args:
+        directory: What `StreamWriter` wrote.
+        verify: Compare the columns with their sha256, which reads all of them.
+
     Raises:
-        DataError: There is no finished stream, or a file is missing or has the wrong size.
+        DataError: There is no finished stream, or a file is missing, has the wrong size, or is damaged.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -122,10 +129,10 @@ def load_stream(directory: Path) -> EventStream:
         hint = "Prepare the stream first: recloom prepare jodie --input RAW --output DIR"
         raise DataError(f"{directory}: there is no such directory", hint)
     try:
-        facts = json.loads(path.read_text())
+        facts = intact.unsigned(json.loads(path.read_text()), path, _AGAIN)
     except FileNotFoundError:
         raise DataError(f"{directory}: there is no finished data set here (no {MANIFEST})", _AGAIN) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise DataError(f"{path}: not a manifest: {error}", _AGAIN) from error
     if facts.get("kind") != "stream":
         hint = "Prepare one with the formats jodie, graph or movielens_graph."
@@ -134,6 +141,9 @@ def load_stream(directory: Path) -> EventStream:
         name: torch.from_numpy(_mapped(directory / f"{name}.bin", name, facts["events"], facts["num_features"]))
         for name in facts["columns"]
     }
+    for name, digest in facts.get("sha256", {}).items() if verify else ():
+        if intact.sha256(directory / f"{name}.bin") != digest:
+            raise DataError(f"{directory / name}.bin: it is damaged: its sha256 is not the manifest's", _AGAIN)
     return EventStream(
         **columns,
         num_sources=facts["num_sources"],

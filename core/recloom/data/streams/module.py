@@ -100,7 +100,8 @@ class EventStreams(StreamDataModule):
         unseen_share: Share of the nodes of validation and test whose events are left out of training, to make them new;
             0: new nodes are those that come up late.
         seed: Seed of that choice.
-        verify: Look at every event once for what no stream may have: disorder, negative times, nodes out of range.
+        verify: Read everything once, and compare the files' sha256; look for what no stream may have: disorder,
+            negative times, nodes out of range.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class EventStreams(StreamDataModule):
     ) -> None:
         super().__init__(window, eval_window, unseen_share, seed)
         self.path = Path(path)
-        self._stream = load_stream(self.path)
+        self._stream = load_stream(self.path, verify)
         if verify:
             self._stream.check()
 
