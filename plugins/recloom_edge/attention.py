@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+
+from recloom.errors import ComponentImportError, RecloomError
 
 os.environ.setdefault("DGLBACKEND", "pytorch")  # or dgl asks, and writes a file to the home folder
 
-import dgl
+try:
+    import dgl
+except ModuleNotFoundError as error:
+    if sys.version_info < (3, 12):
+        raise
+    this = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise ComponentImportError(
+        f"TGN and EDGE's neighbours need DGL 1, which is built for Python 3.11 and earlier, and this is Python {this}",
+        "Use Python 3.11 and pip install 'recloom[edge]'; EDGE without neighbours, and JODIE, work here.",
+    ) from error
 import dgl.function as fn
 import torch
 from dgl.nn.functional import edge_softmax
 from torch import Tensor, nn
 
-from recloom.errors import RecloomError
 from recloom_edge.head import Rolled
 from recloom_edge.neighbours import Near
 from recloom_edge.query import TIME_FEATURES, time_features

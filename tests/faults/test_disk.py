@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from killing import ROOT, finish, recloom
-from test_kills import SMALL, Build, Fit, Prepare, Search, Victim, items, write_raw
+from test_kills import SMALL, Build, Fit, Prepare, Search, Victim, items, others, write_raw
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -50,6 +50,11 @@ def overflow(victim: Victim, disk: Path, whole: Path) -> None:
 
 def test_prepare(disk: Path, tmp_path: Path) -> None:
     overflow(Prepare(write_raw(tmp_path / "raw.tsv", 30_000)), disk, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["taobao", "jodie"])
+def test_prepare_histories_and_streams(form: str, disk: Path, tmp_path: Path) -> None:
+    overflow(others(form, tmp_path), disk, tmp_path / "whole")
 
 
 def test_fit(disk: Path, tmp_path: Path) -> None:

@@ -181,26 +181,28 @@ def write_raw(path: Path, rows: int) -> Path:
     return path
 
 
+def others(form: str, folder: Path) -> PrepareOther:
+    """Write a log of behaviour, or of a stream's events; return what prepares it."""
+    rng, raw = random.Random(0), folder / "raw.csv"
+    with raw.open("w") as file:
+        if form == "taobao":
+            for _ in range(60_000):
+                user, item, kind = rng.randrange(3000), rng.randrange(2000), rng.randrange(40)
+                file.write(f"{user},{item},{kind},pv,{rng.randrange(1511539200, 1512316799)}\n")
+            return PrepareOther(form, raw, "--negatives", "uniform:1")
+        file.write("user_id,item_id,timestamp,state_label,comma_separated_list_of_features\n")
+        for number in range(100_000):
+            file.write(f"{rng.randrange(3000)},{rng.randrange(500)},{number},0,{rng.random():.4f},1\n")
+    return PrepareOther(form, raw)
+
+
 def test_prepare(tmp_path: Path) -> None:
     survive(Prepare(write_raw(tmp_path / "raw.tsv", 60_000)), tmp_path)
 
 
-def test_prepare_histories(tmp_path: Path) -> None:
-    rng, raw = random.Random(0), tmp_path / "raw.csv"
-    with raw.open("w") as file:
-        for _ in range(60_000):
-            user, item, kind = rng.randrange(3000), rng.randrange(2000), rng.randrange(40)
-            file.write(f"{user},{item},{kind},pv,{rng.randrange(1511539200, 1512316799)}\n")
-    survive(PrepareOther("taobao", raw, "--negatives", "uniform:1"), tmp_path)
-
-
-def test_prepare_streams(tmp_path: Path) -> None:
-    rng, raw = random.Random(0), tmp_path / "raw.csv"
-    with raw.open("w") as file:
-        file.write("user_id,item_id,timestamp,state_label,comma_separated_list_of_features\n")
-        for number in range(100_000):
-            file.write(f"{rng.randrange(3000)},{rng.randrange(500)},{number},0,{rng.random():.4f},1\n")
-    survive(PrepareOther("jodie", raw), tmp_path)
+@pytest.mark.parametrize("form", ["taobao", "jodie"])
+def test_prepare_histories_and_streams(form: str, tmp_path: Path) -> None:
+    survive(others(form, tmp_path), tmp_path)
 
 
 def test_fit(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from recloom.catalog import KINDS
+from recloom.catalog import KINDS, Entry
 from recloom.errors import unknown
 from recloom.plugins import host
 
@@ -49,9 +49,13 @@ def components(argv: list[str]) -> int:
         print(json.dumps(found, indent=1))
         return 0
     rows = [("kind", "name", "plugin", "summary")]
-    rows += [(entry.kind, entry.name, entry.plugin, entry.summary) for r in registries.values() for entry in r]
+    rows += [(entry.kind, entry.name, entry.plugin, _summary(entry)) for r in registries.values() for entry in r]
     _print_table(rows)
     return 0
+
+
+def _summary(entry: Entry) -> str:
+    return f"{entry.summary} [needs recloom[{entry.extra}]]" if entry.extra else entry.summary
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
