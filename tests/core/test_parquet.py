@@ -203,9 +203,12 @@ def test_a_missing_shard_is_named(data):
 
 @pytest.mark.parametrize("feature", ["site", "tags"])
 def test_an_id_outside_its_table_names_feature_and_shard(data, feature):
-    schema = json.loads((data / "schema.json").read_text())
+    manifest, schema = Manifest.load(data), json.loads((data / "schema.json").read_text())
     next(item for item in schema["sparse"] if item["name"] == feature)["num_embeddings"] = 8
     (data / "schema.json").write_text(json.dumps(schema))
+    with pytest.raises(DataError, match=r"schema\.json: it is not the one that was written"):
+        read(data)
+    manifest.save(data)
     with pytest.raises(DataError, match=rf"part-0000\d.parquet, row group \d: feature '{feature}' has the id \d+"):
         read(data)
 
@@ -231,10 +234,13 @@ def test_histories_that_do_not_fit_together_are_named(tmp_path, column, lists, c
 
 
 def test_a_schema_of_other_data_is_refused(data):
+    manifest = Manifest.load(data)
     FeatureSchema(dense=(DenseFeature("d7"),), labels=("click",)).save(data / "schema.json")
+    manifest.save(data)
     with pytest.raises(DataError, match="'d7' is missing"):
         read(data)
     FeatureSchema(dense=(DenseFeature("user"),), labels=("click",)).save(data / "schema.json")
+    manifest.save(data)
     with pytest.raises(DataError, match="'user' is int32, it should be float"):
         read(data)
 

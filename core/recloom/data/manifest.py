@@ -116,5 +116,5 @@ class Manifest:
             intact.inside(directory, shard.file, path, _AGAIN)
         if _OF_SCHEMA in found and (directory / SCHEMA).exists():
             if intact.sha256(directory / SCHEMA) != found[_OF_SCHEMA]:
-                raise DataError(f"{directory / SCHEMA}: it is damaged: its sha256 is not the manifest's", _AGAIN)
+                raise DataError(f"{directory / SCHEMA}: it is not the one that was written (its sha256)", _AGAIN)
         return cls(splits, {key: value for key, value in found.items() if key not in _NOT_FACTS})
