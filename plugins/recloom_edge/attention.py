@@ -59,13 +59,14 @@ class NeighbourAttention(nn.Module):
         edge: Width of what is known of an event: its age and features.
         width: Width of the result.
         heads: Number of heads.
+        dropout: Share of the attention that is dropped in training.
     """
 
-    def __init__(self, query: int, neighbour: int, edge: int, width: int, heads: int) -> None:
+    def __init__(self, query: int, neighbour: int, edge: int, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads:
             raise RecloomError(f"{heads} heads of a width of {width}", "The width must be a multiple.")
-        self.heads, self.width = heads, width
+        self.heads, self.width, self.dropout = heads, width, nn.Dropout(dropout)
         self.query = nn.Linear(query, width)
         self.neighbour, self.edge = nn.Linear(neighbour, 2 * width), nn.Linear(edge, 2 * width, bias=False)
 
@@ -86,7 +87,8 @@ class NeighbourAttention(nn.Module):
             key, value = graph.edata["told"].unflatten(1, (2, *shape)).unbind(1)
             graph.edata["key"], graph.dstdata["asked"] = key, self.query(asked).unflatten(1, shape)
             graph.apply_edges(fn.e_dot_v("key", "asked", "score"))  # m x heads x 1
-            graph.edata["message"] = edge_softmax(graph, graph.edata["score"] / shape[1] ** 0.5) * value
+            attention = self.dropout(edge_softmax(graph, graph.edata["score"] / shape[1] ** 0.5))
+            graph.edata["message"] = attention * value
             graph.update_all(fn.copy_e("message", "message"), fn.sum("message", "sum"))
             return graph.dstdata["sum"].flatten(1)
 

@@ -26,6 +26,32 @@ class Near:
     told: Tensor
 
 
+@dataclass(frozen=True)
+class _Line:
+    """The 2E ends of a window's events, by node and then by time.
+
+    Args:
+        key: node x rows + place in the window, in order.
+        node: Their nodes.
+        fresh: What each is told: the other end, time, features.
+        rows: 2E.
+    """
+
+    key: Tensor
+    node: Tensor
+    fresh: Near
+    rows: int
+
+
+def _line(window: EventWindow, offset: int, told: Tensor) -> _Line:
+    ends = torch.stack([window.source.long(), window.destination.long() + offset], dim=1)
+    rows = ends.numel()
+    key, order = (ends.flatten() * rows + torch.arange(rows, device=ends.device)).sort()
+    features = told.new_zeros(len(window), 0) if window.features is None else window.features
+    fresh = Near(ends.flip(1).flatten()[order], window.time[order // 2], features[order // 2])
+    return _Line(key, ends.flatten()[order], fresh, rows)
+
+
 class RecentNeighbours(nn.Module):
     """The newest K events of every node, as buffers.
 
@@ -57,24 +83,25 @@ class RecentNeighbours(nn.Module):
         return Near(self.node[nodes], self.at[nodes], self.told[nodes])
 
     @torch.no_grad()
+    def before(self, window: EventWindow, event: Tensor, node: Tensor) -> Near:
+        """Return what n nodes have before n events of a window (E: after its last one) that was not taken in yet."""
+        return self._before(_line(window, self.offset, self.told), event, node)
+
+    @torch.no_grad()
     def pass_by(self, window: EventWindow, wanted: bool = True) -> Near | None:
         """Take the window's events in; if wanted, return what their sources have before each of them."""
-        ends = torch.stack([window.source.long(), window.destination.long() + self.offset], dim=1)
-        order = ends.flatten().argsort(stable=True)
-        node, other = ends.flatten()[order], ends.flip(1).flatten()[order]
-        features = self.told.new_zeros(len(window), 0) if window.features is None else window.features
-        fresh = Near(other, window.time[order // 2], features[order // 2])
-        nodes, counts = node.unique_consecutive(return_counts=True)
-        last = counts.cumsum(0)
-        rank = torch.arange(len(node), device=node.device) - (last - counts).repeat_interleave(counts)
-        found = None
-        if wanted:
-            place = torch.empty_like(order)
-            place[order] = torch.arange(len(order), device=order.device)
-            at = place[::2]  # where the events' sources are: before their destinations, should these be the same
-            found = self._merged(node[at], fresh, at, rank[at])
-        self.node[nodes], self.at[nodes], self.told[nodes] = vars(self._merged(nodes, fresh, last, counts)).values()
+        line = _line(window, self.offset, self.told)
+        source = window.source.long()
+        found = self._before(line, torch.arange(len(window), device=source.device), source) if wanted else None
+        nodes, counts = line.node.unique_consecutive(return_counts=True)
+        merged = self._merged(nodes, line.fresh, counts.cumsum(0), counts)
+        self.node[nodes], self.at[nodes], self.told[nodes] = vars(merged).values()
         return found
+
+    def _before(self, line: _Line, event: Tensor, node: Tensor) -> Near:
+        first = torch.searchsorted(line.key, node * line.rows)
+        stop = torch.searchsorted(line.key, node * line.rows + 2 * event)
+        return self._merged(node, line.fresh, stop, stop - first)
 
     def _merged(self, nodes: Tensor, fresh: Near, stop: Tensor, counts: Tensor) -> Near:
         """Return what nodes have after `counts` fresh events, those before the places `stop`."""

@@ -28,6 +28,7 @@ from recloom_edge.kernels import Plan
 from recloom_edge.matching import Matching
 from recloom_edge.memory import Past
 from recloom_edge.model import EDGE
+from recloom_edge.neighbours import Near
 from recloom_edge.pairs import pair_scores
 from recloom_edge.query import Query, time_features
 from recloom_edge.recurrence import roll
@@ -405,7 +406,7 @@ def test_tgn_softmax_is_the_cross_entropy_of_its_scores() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_tgn_sees_nothing_of_its_batch_or_later() -> None:
+def test_tgn_sees_nothing_later() -> None:
     pytest.importorskip("dgl")
     from recloom_edge.tgn import TGN
 
@@ -420,11 +421,43 @@ def test_tgn_sees_nothing_of_its_batch_or_later() -> None:
 
     honest = scores(stream)
     other = stream.destination.clone()
-    other[start + 40 :] = (other[start + 40 :] + 7) % 25
+    other[start + 50 :] = (other[start + 50 :] + 7) % 25
     changed = EventStream(stream.source, other, stream.time, 40, 25)
     found = scores(changed)
-    assert torch.equal(found[:60], honest[:60]), "the batch that begins with the change has not seen it yet"
-    assert not torch.allclose(found[60:], honest[60:])
+    assert torch.equal(found[:40], honest[:40])
+    assert torch.allclose(found[40:51], honest[40:51], atol=1e-6), "in the batch with the change, up to it"
+    assert not torch.allclose(found[51:60], honest[51:60]), "and then the batch's own events are seen"
+
+
+@pytest.mark.parametrize("stream", [small(150), one_kind(150)], ids=["bipartite", "one kind"])
+def test_tgn_ranks_destinations_as_they_are_before_each_event(stream: EventStream) -> None:
+    pytest.importorskip("dgl")
+    from recloom_edge.tgn import TGN
+
+    torch.manual_seed(0)
+    offset, count = stream.node_offset, stream.num_destinations
+    model = TGN(stream.schema().to_dict(), dim=8, neighbours=3).eval()
+    model.replay([stream.slice(0, 110)])
+    window, lines, wanted = window_of(stream, 110, 150), {}, []
+    since = dict.fromkeys(range(stream.num_nodes), int(window.time[0]))  # when each one's newest version is made
+
+    def embedded(node: int, now: int) -> torch.Tensor:
+        line = (lines.get(node, []) + [(-1, 0)] * 3)[:3]
+        near = Near(*torch.tensor(line).t()[:, None], torch.zeros(1, 3, 0))
+        return model.embed(torch.tensor([node]), torch.tensor([now]), near)
+
+    ends = zip(stream.source.tolist(), (stream.destination + offset).tolist(), stream.time.tolist(), strict=True)
+    for event, (u, v, now) in enumerate(ends):
+        if event >= 110:
+            user = embedded(u, now)
+            items = torch.cat([embedded(j + offset, since[j + offset]) for j in range(count)])
+            pairs = torch.cat([user.expand(count, -1), items], dim=1)
+            wanted.append(model.second(torch.relu(model.first(pairs))).squeeze(1))
+            if event < 149:
+                since |= dict.fromkeys((u, v), int(stream.time[event + 1]))
+        lines.setdefault(u, []).insert(0, (v, now))
+        lines.setdefault(v, []).insert(0, (u, now))
+    assert torch.allclose(model.score(window), torch.stack(wanted), atol=1e-5)
 
 
 def test_tgn_keeps_last_messages_and_recent_neighbours() -> None:
@@ -442,6 +475,14 @@ def test_tgn_keeps_last_messages_and_recent_neighbours() -> None:
         assert (int(model.near.node[node, 0]), int(model.near.at[node, 0])) == line[0]
         wanted = (line + [(-1, 0)] * 4)[:4]
         assert model.near.node[node].tolist() == [other for other, _ in wanted]
+    model.reset()
+    told = {}
+    for window in windows(stream, 100):
+        model.observe(window)
+        for u, v in zip(window.source.tolist(), (window.destination + 40).tolist(), strict=True):
+            told |= {u: model.states[v].clone(), v: model.states[u].clone()}
+    assert all(torch.equal(model.other[node], memory) for node, memory in told.items()), "as it was then"
+    assert any(bool(memory.any()) for memory in told.values())
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     model.reset()
