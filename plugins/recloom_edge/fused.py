@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from recloom_edge.kernels import Plan
 from recloom_edge.matching import Matching
 from recloom_edge.query import Query
-from recloom_edge.scoring import Targets, score, score_backward, softmax
+from recloom_edge.scoring import Scoring, Targets
 
 
 def fused_loss(
@@ -71,25 +71,25 @@ class _FusedLoss(torch.autograd.Function):
         asked = found[:, :both].contiguous()
         asked[:, : fixed - 1] += before[:, :-1]
         asked[:, fixed - 1] = 1  # the last value of a static embedding is its bias
-        logits = score(asked, rows, states, plan, targets.changed)
-        total = softmax(logits, len(rows), found[:, both:] + byage, targets.places, targets)
+        scoring = Scoring(asked, rows, states, plan, targets)
+        scoring.score()
+        total, ctx.d_values = scoring.softmax(found[:, both:] + byage)
         loss = total / max(len(asked), 1) + (matching.value(states) if matching else 0.0)
-        ctx.query, ctx.plan, ctx.changed, ctx.places = query, plan, targets.changed, targets.places
-        ctx.matching = matching
-        ctx.save_for_backward(states, rows, weight, given, asked, logits)
+        ctx.query, ctx.scoring, ctx.matching = query, scoring, matching
+        ctx.fixed = fixed
+        ctx.save_for_backward(states, weight, given)
         return states.new_tensor(loss)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of states, before, rows, byage, and the weights."""
-        states, rows, weight, given, asked, logits = ctx.saved_tensors
-        fixed = rows.shape[1]
-        scale = float(gradient) / max(len(asked), 1)
-        d_asked, d_rows, d_states = score_backward(asked, rows, states, ctx.plan, ctx.changed, logits, scale)
+        states, weight, given = ctx.saved_tensors
+        fixed, scale = ctx.fixed, float(gradient) / max(len(given), 1)
+        d_asked, d_rows, d_states = ctx.scoring.backward(scale)
         if ctx.matching:
             ctx.matching.add_gradient(states, float(gradient), d_states)
-        d_values = logits.gather(1, ctx.places.clamp(min=0).long()) * ((ctx.places >= 0) * scale)
+        d_values = ctx.d_values * scale
         d_asked[:, fixed - 1] = 0
         d_found = torch.cat([d_asked, d_values], dim=1)
         d_before, d_project = ctx.query.backward(states, d_found @ weight, d_states)

@@ -123,9 +123,13 @@ class CandidateHead(nn.Module):
         before = before if rolled.told is None else before + rolled.told
         rows = self.static.lookup("destination", candidates.ids)
         places = torch.where(recent >= 0, candidates.place[recent.clamp(min=0).long()], -1)
+        if groups := candidates.groups:
+            group = groups.of(torch.arange(len(recent), device=recent.device))[:, None]
+            places = torch.where(groups.place[group, places.clamp(min=0).long()] >= 0, places, -1)
         ends = [window.destination] if self.bipartite else [window.source, window.destination]
         changed = candidates.place[torch.stack(ends, dim=1).long()]
-        targets = Targets(changed, places, candidates.place[window.destination.long()], candidates.correction)
+        target = candidates.place[window.destination.long()]
+        targets = Targets(changed, places, target, candidates.correction, candidates.groups)
         return before, rows, self.ages(rolled.ages, places), targets
 
     def asked(self, given: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,8 @@ class EDGE(MemoryModel):
             these are states, from the newest ones made as in training; or where an exact replay of the training events
             brings them ("replay").
         candidates: Destinations that a training event's is told from: all if there are no more than these; else this
-            many, of the window and at random, corrected for how likely they are to be there.
+            many, of the events of its group and at random, corrected for how likely they are to be there.
+        group: Events in a row that share such candidates, a multiple of 8; 0: all of a window.
         compiled: Use the compiled recurrence; otherwise torch operations level by level.
     """
 
@@ -79,16 +80,20 @@ class EDGE(MemoryModel):
         smoothness: float = 0.0,
         start: Literal["segment", "replay"] = "segment",
         candidates: int = 2048,
+        group: int = 256,
         compiled: bool = True,
     ) -> None:
         super().__init__(schema, optimizer)
         if min(dim, static_dim, candidates, recent) < 1 or neighbours < 0:
             sizes = {"dim": dim, "static_dim": static_dim, "recent": recent, "candidates": candidates}
             raise RecloomError(f"{sizes}, neighbours {neighbours}", "Sizes are at least 1, neighbours 0 or more.")
+        if group < 0 or group % 8:
+            raise RecloomError(f"groups of {group} events", "A group is a multiple of 8, or 0: all of a window.")
         if start not in ("segment", "replay"):
             raise RecloomError(f"start {start!r}", "It must be 'segment' or 'replay'.")
         self.save_hyperparameters()
         self.dim, self.compiled, self.start, self.candidates = dim, compiled, start, candidates
+        self.group = group
         self.weights = {"matching": matching, "smoothness": smoothness}
         self.detach: Detach = matching_detach
         self.initial = nn.Parameter(torch.randn(2, dim) * 0.1)
@@ -219,7 +224,7 @@ class EDGE(MemoryModel):
 
     def _candidates(self, window: EventWindow) -> Candidates:
         """Return the destinations that a window's are told from."""
-        return Candidates.drawn(window, self.popularity, self.candidates)
+        return Candidates.drawn(window, self.popularity, self.candidates, self.group)
 
     @torch.no_grad()
     def score(self, window: EventWindow) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recloom_edge.candidates import Groups
 from recloom_edge.kernels import Plan, address, library
 
 TILE = 32
@@ -21,15 +22,27 @@ class Targets:
 
     Args:
         changed: E x C, int32: the candidates whose states an event makes, of its last C ends; -1: none.
-        places: E x K, int32: where the source's recent destinations are among the candidates; -1: nowhere.
+        places: E x K, int32: where the source's recent destinations are among the event's candidates; -1: nowhere.
         target: E, int32: where the destination is.
-        correction: M logarithms of how likely candidates are to be there, subtracted; None: all destinations are.
+        correction: See `Candidates`; subtracted from scores.
+        groups: See `Candidates`.
     """
 
     changed: Tensor
     places: Tensor
     target: Tensor
     correction: Tensor | None = None
+    groups: Groups | None = None
+
+    def corrections(self, events: Tensor) -> Tensor | None:
+        """Return what is subtracted from n events' scores, n x M or M: infinite for what is no candidate of theirs."""
+        if self.groups is None or self.correction is None:
+            return self.correction
+        groups = self.groups
+        table = torch.full(groups.place.shape, torch.inf, device=self.correction.device)
+        group = torch.arange(len(table), device=table.device).repeat_interleave(groups.starts.long().diff())
+        table[group, groups.chosen.long()] = self.correction
+        return table[groups.of(events)]
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -49,7 +62,8 @@ def version_logits(asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, chan
         changed: See `Targets`.
     """
     if not torch.is_grad_enabled() and fits(asked, rows, states):
-        return score(asked.contiguous(), rows.contiguous(), states, plan, changed)[:, : len(rows)]
+        found = Scoring(asked.contiguous(), rows.contiguous(), states, plan, Targets(changed, changed, changed)).score()
+        return found[:, : len(rows)]
     events, count, changes = len(asked), len(rows), changed.shape[1]
     made = states[: 2 * events].view(events, 2, -1)[:, 2 - changes :].flatten(0, 1)
     versions = torch.cat([states[2 * events : 2 * events + count], made])
@@ -72,7 +86,8 @@ def newest_versions(changed: Tensor, candidates: int) -> Tensor:
 def cross_entropy(logits: Tensor, values: Tensor, targets: Targets) -> Tensor:
     """Return the mean cross-entropy of the destinations, with E x K scores `values` of recent ones added."""
     logits = _with_recent(logits, values, targets.places)
-    return F.cross_entropy(logits if targets.correction is None else logits - targets.correction, targets.target.long())
+    correction = targets.corrections(torch.arange(len(logits), device=logits.device))
+    return F.cross_entropy(logits if correction is None else logits - correction, targets.target.long())
 
 
 def log_probabilities(logits: Tensor, values: Tensor, places: Tensor) -> Tensor:
@@ -80,7 +95,9 @@ def log_probabilities(logits: Tensor, values: Tensor, places: Tensor) -> Tensor:
     whole = logits._base if logits._base is not None else logits
     if logits.device.type != "cpu" or whole.shape[1] % TILE or library("scores") is None:
         return _with_recent(logits, values, places).log_softmax(dim=1)
-    softmax(whole, logits.shape[1], values, places)
+    task = _Scores(len(whole), logits.shape[1], whole.shape[1])
+    task.logits = address(whole)
+    softmax(task, values, places)
     return logits
 
 
@@ -96,59 +113,89 @@ class _Scores(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("events", "candidates", "stride", "fixed", "width", "changes")),
-        *((name, c_void_p) for name in ("asked", "rows", "states", "changed", "seen", "last", "logits")),
-        *((name, c_void_p) for name in ("d_asked", "d_rows", "d_states")),
+        *((name, c_void_p) for name in ("asked", "rows", "states", "changed", "seen", "last")),
+        ("groups", c_int64),
+        *((name, c_void_p) for name in ("bounds", "starts", "chosen", "place", "first")),
+        *((name, c_void_p) for name in ("logits", "d_asked", "d_rows", "d_states")),
         ("scale", c_double),
     ]
 
 
-def score(asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, changed: Tensor) -> Tensor:
-    """Return E x M scores in the first columns of a wider table; see `version_logits`."""
-    logits = asked.new_empty(len(asked), -(-len(rows) // TILE) * TILE)
-    _call("edge_logits", asked, rows, states, plan, changed, logits)
-    return logits
+class Scoring:
+    """Scores of a window's candidates, their cross-entropy, and the gradients of both, compiled.
 
-
-def score_backward(
-    asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, changed: Tensor, gradient: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of asked, rows and states, from that of what `score` returned, times `scale`."""
-    found = torch.zeros_like(asked), torch.empty_like(rows), torch.zeros_like(states)
-    into = dict(zip(("d_asked", "d_rows", "d_states"), found, strict=True))
-    _call("edge_logits_backward", asked, rows, states, plan, changed, gradient, scale, **into)
-    return found
-
-
-def softmax(logits: Tensor, count: int, values: Tensor, places: Tensor, targets: Targets | None = None) -> float:
-    """Make what `score` returned logarithms of probabilities; or, with targets, the gradient of the cross-entropies.
-
-    Returns their sum over the events, 0 without targets. `count` is M; the correction is that of the targets.
+    Args:
+        asked: E x (s + d) queries, for fixed rows and for states.
+        rows: M x s fixed rows.
+        states: Rows of the window, see `recurrence.roll`.
+        plan: The window's plan, whose first nodes are the candidates.
+        targets: What is looked for; of `score` only `changed` and `groups` count.
     """
+
+    def __init__(self, asked: Tensor, rows: Tensor, states: Tensor, plan: Plan, targets: Targets) -> None:
+        self.targets, changed, groups = targets, targets.changed, targets.groups
+        sizes = (len(rows) if groups is None else int(groups.starts.diff().max()), rows.shape[1], states.shape[1])
+        stride = -(-sizes[0] // TILE) * TILE
+        self.logits = asked.new_empty(len(asked), stride)
+        self._task = _Scores(len(asked), len(rows), stride, *sizes[1:], changed.shape[1])
+        tensors = {"asked": asked, "rows": rows, "states": states, "changed": changed, "seen": plan.seen}
+        tensors |= {"last": plan.last, "logits": self.logits}
+        if groups is not None:
+            tensors |= _group_rows(plan, groups, len(asked))
+            self._task.groups = len(groups.place)
+        self._fill(tensors)
+        self._kept = [tensors]
+
+    def score(self) -> Tensor:
+        """Return E x M scores in the first columns of a wider table; with groups, of each event's group."""
+        _compiled().edge_logits(ctypes.byref(self._task), c_int(torch.get_num_threads()))
+        return self.logits
+
+    def softmax(self, values: Tensor) -> tuple[float, Tensor]:
+        """Make the scores the gradient of the summed cross-entropies; return these, and the gradient of `values`.
+
+        Args:
+            values: E x K scores of recent destinations, which are added.
+        """
+        gradient = torch.empty_like(values)
+        return softmax(self._task, values, self.targets.places, self.targets, gradient), gradient
+
+    def backward(self, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of asked, rows and states, from that of the scores, times `scale`."""
+        given = self._kept[0]
+        found = [torch.zeros_like(given[name]) for name in ("asked", "rows", "states")]
+        self._task.scale = scale
+        self._fill(dict(zip(("d_asked", "d_rows", "d_states"), found, strict=True)))
+        _compiled().edge_logits_backward(ctypes.byref(self._task), c_int(torch.get_num_threads()))
+        return found[0], found[1], found[2]
+
+    def _fill(self, tensors: dict[str, Tensor]) -> None:
+        for field, tensor in tensors.items():
+            setattr(self._task, field, address(tensor))
+
+
+def _compiled() -> ctypes.CDLL:
     compiled = library("scores")
     assert compiled is not None
     compiled.edge_softmax.restype = c_double
-    sizes = map(c_int64, (len(logits), count, logits.shape[1], places.shape[1]))
+    return compiled
+
+
+def _group_rows(plan: Plan, groups: Groups, events: int) -> dict[str, Tensor]:
+    """Return the fields of the groups."""
+    found = {"bounds": groups.bounds(events), "starts": groups.starts, "chosen": groups.chosen, "place": groups.place}
+    first, last = torch.empty_like(groups.chosen), torch.empty_like(groups.chosen)
+    newest = torch.empty_like(plan.last)
+    sizes = map(c_int64, (events, len(newest), len(groups.place)))
+    tensors = (found["bounds"], groups.starts, groups.chosen, plan.place, newest, first, last)
+    _compiled().edge_group_rows(*sizes, *map(address, tensors))
+    return found | {"first": first, "last": last}
+
+
+def softmax(
+    task: _Scores, values: Tensor, places: Tensor, targets: Targets | None = None, d_values: Tensor | None = None
+) -> float:
+    """Make scores logarithms of probabilities; or, with targets, the gradient of the cross-entropies; see scores.c."""
     wanted = (None, None) if targets is None else (targets.correction, targets.target)
-    tensors = (wanted[0], values.contiguous(), places, wanted[1], logits)
-    return float(compiled.edge_softmax(*sizes, *map(address, tensors)))
-
-
-def _call(
-    name: str,
-    asked: Tensor,
-    rows: Tensor,
-    states: Tensor,
-    plan: Plan,
-    changed: Tensor,
-    logits: Tensor,
-    scale: float = 1.0,
-    **more: Tensor,
-) -> None:
-    task = _Scores(len(asked), len(rows), logits.shape[1], rows.shape[1], states.shape[1], changed.shape[1])
-    task.scale = scale
-    tensors = {"asked": asked, "rows": rows, "states": states, "changed": changed, "seen": plan.seen, "last": plan.last}
-    for field, tensor in {**tensors, "logits": logits, **more}.items():
-        setattr(task, field, address(tensor))
-    compiled = library("scores")
-    assert compiled is not None
-    getattr(compiled, name)(ctypes.byref(task), c_int(torch.get_num_threads()))
+    tensors = (wanted[0], values.contiguous(), places, wanted[1], d_values)
+    return float(_compiled().edge_softmax(ctypes.byref(task), c_int64(places.shape[1]), *map(address, tensors)))

@@ -41,7 +41,8 @@ class TBatchEDGE(EDGE):
             logits = fixed @ rows.t() + moving @ states[: len(rows)].t()  # candidates are the plan's first nodes
             at = targets.places[events]
             logits = logits.scatter_add(1, at.clamp(min=0).long(), (values + byage[events]) * (at >= 0))
-            logits = logits if targets.correction is None else logits - targets.correction
+            correction = targets.corrections(events)
+            logits = logits if correction is None else logits - correction
             losses.append(F.cross_entropy(logits, targets.target[events].long(), reduction="sum"))
             new = [self.cell.step(0, user, item, inputs[events, 0]), self.cell.step(1, item, user, inputs[events, 1])]
             states = states.index_copy(0, torch.cat([users, items]), torch.cat(new))
