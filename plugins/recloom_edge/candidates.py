@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from ctypes import c_int64
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from recloom.data.streams.stream import EventStream
 from recloom.data.streams.window import EventWindow
+from recloom_edge import plain
+from recloom_edge.kernels import address, library
 
 
 @dataclass(frozen=True)
@@ -81,24 +85,36 @@ class Candidates:
         if size <= most:
             return cls.every(size, device)
         group = group or max(events, 1)
-        number = torch.div(torch.arange(events, device=device), group, rounding_mode="floor")
-        count = -(-events // group)
-        keys = (number * size + window.destination.long()).unique()
-        wanted = (most - torch.bincount(torch.div(keys, size, rounding_mode="floor"), minlength=count)).clamp(min=1)
-        more = torch.arange(count, device=device).repeat_interleave(wanted)
-        keys = torch.cat([keys, more * size + torch.randint(size, more.shape, device=device)]).unique()
-        owner, chosen = torch.div(keys, size, rounding_mode="floor"), keys % size
-        lengths = torch.full((count,), group, device=device)
-        lengths[-1] = events - (count - 1) * group
-        missed = (1 - popularity[chosen]) ** lengths[owner] * (1 - 1 / size) ** wanted[owner]
-        correction = torch.log1p(-missed)
-        if count == 1:
-            return cls.of(chosen, size, correction)
-        ids, chosen = chosen.unique(return_inverse=True)
-        starts = torch.searchsorted(owner, torch.arange(count + 1, device=device))
-        place = torch.full((count, len(ids)), -1, dtype=torch.int32, device=device)
-        place[owner, chosen] = (torch.arange(len(keys), device=device) - starts[owner]).int()
-        return cls.of(ids, size, correction, Groups(group, starts.int(), chosen.int(), place))
+        random = torch.randint(size, (-(-events // group), most), dtype=torch.int32)
+        destination = window.destination.cpu()
+        found = plain.candidates if library("window") is None else _candidates
+        *tables, wanted = (x.to(device) for x in found(destination, size, group, most, random))
+        place, ids, chosen, starts = tables
+        counts, lengths = starts.diff(), torch.full_like(wanted, group)
+        lengths[-1] = events - (len(wanted) - 1) * group
+        seen = lengths.repeat_interleave(counts) * torch.log1p(-popularity[ids[chosen]])
+        drawn = wanted.repeat_interleave(counts) * math.log1p(-1 / size)
+        correction = torch.log1p(-torch.exp(seen + drawn))
+        if len(wanted) == 1:
+            return cls(ids, place, correction)
+        among = torch.full((len(wanted), len(ids)), -1, dtype=torch.int32, device=device)
+        owner = torch.arange(len(wanted), device=device).repeat_interleave(counts)
+        among[owner, chosen.long()] = torch.arange(len(chosen), dtype=torch.int32, device=device) - starts[owner]
+        return cls(ids, place, correction, Groups(group, starts, chosen, among))
+
+
+def _candidates(destination: Tensor, size: int, group: int, most: int, random: Tensor) -> tuple[Tensor, ...]:
+    """Return by destination its place among the candidates, these, those chosen by groups, starts, numbers drawn."""
+    compiled, events, groups = library("window"), len(destination), len(random)
+    assert compiled is not None
+    compiled.edge_candidates.restype = c_int64
+    place = torch.full((size,), -1, dtype=torch.int32)
+    mark, ids, chosen = (torch.empty(events + random.numel(), dtype=torch.int32) for _ in range(3))
+    starts, wanted = (torch.empty(count, dtype=torch.int32) for count in (groups + 1, groups))
+    tensors = (random, place, mark, ids, chosen, starts, wanted)
+    sizes = map(c_int64, (group, most))
+    known = compiled.edge_candidates(c_int64(events), address(destination), *sizes, *map(address, tensors))
+    return place, ids[:known].long(), chosen[: int(starts[-1])], starts, wanted
 
 
 def popularity(training: EventStream) -> Tensor:

@@ -110,16 +110,17 @@ class Decoupled(nn.Module):
         self.carried[segment] = states
         self.reached.fill_(segment)
 
+    def states(self, segment: int) -> tuple[Tensor, Tensor] | None:
+        """Return by node the row of its P, -1: none, and P of a segment, n x d, if P are states."""
+        return (self.index, self.carried[segment]) if self.active and not self.learned else None
+
     def fill(self, start: Tensor, nodes: Tensor, segment: int) -> Tensor:
-        """Return `start`, the states of `nodes`, with free embeddings written over the rows of decoupled ones."""
-        if not self.active:
+        """Return `start`, the states of `nodes`, with learned P written over the rows of decoupled ones."""
+        if self.free is None:
             return start
         index = self.index[nodes]
         rows = (index >= 0).nonzero().squeeze(1)
-        if self.free is None:
-            values = self.carried[segment].index_select(0, index[rows])
-        else:
-            values = self.free.lookup("free", segment * self.embeddings.shape[1] + index[rows])
+        values = self.free.lookup("free", segment * self.embeddings.shape[1] + index[rows])
         return _Filled.apply(start, values, rows)  # type: ignore[no-any-return, no-untyped-call]
 
     def matching(self, plan: Plan, weight: float, detach: Detach) -> Matching:

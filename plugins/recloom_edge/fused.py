@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from recloom_edge.kernels import Plan
 from recloom_edge.matching import Matching
 from recloom_edge.query import Query
-from recloom_edge.scoring import Scoring, Targets
+from recloom_edge.scoring import Scoring
+from recloom_edge.targets import Targets
 
 
 def fused_loss(

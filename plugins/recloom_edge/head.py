@@ -16,7 +16,8 @@ from recloom_edge.matching import Matching
 from recloom_edge.memory import Past
 from recloom_edge.neighbours import Near
 from recloom_edge.query import TIME_FEATURES, AgeScores, query_input
-from recloom_edge.scoring import Targets, cross_entropy, fits, log_probabilities, version_logits
+from recloom_edge.scoring import cross_entropy, fits, log_probabilities, version_logits
+from recloom_edge.targets import Targets, find_targets
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,8 @@ class CandidateHead(nn.Module):
         before = self.static.lookup("destination", newest.clamp(min=0)) * (newest >= 0)[:, None]
         before = before if rolled.told is None else before + rolled.told
         rows = self.static.lookup("destination", candidates.ids)
-        places = torch.where(recent >= 0, candidates.place[recent.clamp(min=0).long()], -1)
-        if groups := candidates.groups:
-            group = groups.of(torch.arange(len(recent), device=recent.device))[:, None]
-            places = torch.where(groups.place[group, places.clamp(min=0).long()] >= 0, places, -1)
-        ends = [window.destination] if self.bipartite else [window.source, window.destination]
-        changed = candidates.place[torch.stack(ends, dim=1).long()]
-        target = candidates.place[window.destination.long()]
-        targets = Targets(changed, places, target, candidates.correction, candidates.groups)
-        return before, rows, self.ages(rolled.ages, places), targets
+        targets = find_targets(window, recent, candidates, self.bipartite)
+        return before, rows, self.ages(rolled.ages, targets.places), targets
 
     def asked(self, given: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return E x (s + d) queries, and E x K scores of the source's recent destinations."""

@@ -22,6 +22,7 @@ from recloom_edge.memory import Memory, MemoryModel
 from recloom_edge.neighbours import RecentNeighbours, source_messages
 from recloom_edge.query import TIME_FEATURES, time_features
 from recloom_edge.recurrence import roll
+from recloom_edge.starts import newest
 
 
 class EDGE(MemoryModel):
@@ -152,13 +153,14 @@ class EDGE(MemoryModel):
             rows = torch.cat([rows, near.node[near.node >= 0].unique()])
         rows = None if rows is None else rows.int().cpu()
         plan = self.memory.plan(window, self.decoupled.cut.cpu() if cut else None, rows)
-        nodes = plan.nodes.to(self.device).long()
-        start = self._newest(nodes)
-        if cut:
-            segment = self.decoupled.segment(window.start)
+        free, segment = None, self.decoupled.segment(window.start)
+        if cut and not self.decoupled.learned:
             if self.decoupled.begins(segment):
-                self.decoupled.begin(segment, self._newest(self.decoupled.cut.nonzero().squeeze(1)).detach())
-            start = self.decoupled.fill(start, nodes, segment)
+                self.decoupled.begin(segment, self._newest(self.decoupled.cut.nonzero().squeeze(1).int()).detach())
+            free = self.decoupled.states(segment)
+        start = self._newest(plan.nodes, free)
+        if cut and self.decoupled.learned:
+            start = self.decoupled.fill(start, plan.nodes.to(self.device).long(), segment)
         past = self.memory.pass_by(window)
         gaps, ages = time_features(past.gaps, self.ticks), time_features(past.ages, self.ticks)
         return Entered(plan, start, past, gaps, ages, self._messages(window, gaps), near)
@@ -174,8 +176,8 @@ class EDGE(MemoryModel):
         entered = self.enter(window, cut, given)
         plan, inputs = entered.plan, self.cell.brought(entered.messages)
         states = roll(self.cell, entered.start, inputs, plan, self.compiled)
-        newest = states.detach().index_select(0, plan.last.to(self.device).long())
-        self.memory.states.index_copy_(0, plan.nodes.to(self.device).long(), newest)
+        made = states.detach().index_select(0, plan.last.to(self.device).long())
+        self.memory.states.index_copy_(0, plan.nodes.to(self.device).long(), made)
         rolled = Rolled(window, states, plan, entered.past, entered.gaps, entered.ages)
         if self.messages is None or entered.near is None:
             return rolled
@@ -183,14 +185,8 @@ class EDGE(MemoryModel):
         told = self.messages(rolled, entered.near, static, self.offset, self.ticks)
         return dataclasses.replace(rolled, told=told)
 
-    def _newest(self, nodes: Tensor) -> Tensor:
-        return self.memory.states.index_select(0, nodes) + self._newcomers(nodes) @ self.initial
-
-    def _newcomers(self, nodes: Tensor) -> Tensor:
-        """Return R x 2: which nodes had no event yet, by kind; their states are zeros."""
-        new = self.memory.time[nodes] < 0
-        there = nodes >= self.offset if self.offset else torch.zeros_like(new)
-        return torch.stack([new & ~there, new & there], dim=1).float()
+    def _newest(self, nodes: Tensor, free: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return newest(self.memory, nodes, self.initial, free)
 
     def _messages(self, window: EventWindow, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """Return what sources and destinations are told: the other end's static embedding, their own gap, features.

@@ -130,3 +130,19 @@ def recent_places(
             used += 1
         head[u] = cells[0]
         follow[cells] = torch.tensor([*cells[1:], -1], dtype=torch.int32)
+
+
+def candidates(destination: Tensor, size: int, group: int, most: int, random: Tensor) -> tuple[Tensor, ...]:
+    """See candidates._candidates."""
+    places: dict[int, int] = {}
+    chosen, starts, wanted = [], [0], []
+    for drawn, events in zip(random.tolist(), destination.split(group), strict=True):
+        own = dict.fromkeys(events.tolist())
+        wanted.append(max(most - len(own), 1))
+        own |= dict.fromkeys(drawn[: wanted[-1]])
+        chosen += [places.setdefault(each, len(places)) for each in own]
+        starts.append(len(chosen))
+    ids = torch.tensor([*places], dtype=torch.int64)
+    place = torch.full((size,), -1, dtype=torch.int32)
+    place[ids] = torch.arange(len(ids), dtype=torch.int32)
+    return place, ids, *(torch.tensor(table, dtype=torch.int32) for table in (chosen, starts, wanted))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_double, c_int, c_int64, c_void_p
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,37 +11,9 @@ from torch import Tensor
 
 from recloom_edge.candidates import Groups
 from recloom_edge.kernels import Plan, address, library
+from recloom_edge.targets import Targets
 
 TILE = 32
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What is looked for among M candidates, which are the first nodes of a window's plan.
-
-    Args:
-        changed: E x C, int32: the candidates whose states an event makes, of its last C ends; -1: none.
-        places: E x K, int32: where the source's recent destinations are among the event's candidates; -1: nowhere.
-        target: E, int32: where the destination is.
-        correction: See `Candidates`; subtracted from scores.
-        groups: See `Candidates`.
-    """
-
-    changed: Tensor
-    places: Tensor
-    target: Tensor
-    correction: Tensor | None = None
-    groups: Groups | None = None
-
-    def corrections(self, events: Tensor) -> Tensor | None:
-        """Return what is subtracted from n events' scores, n x M or M: infinite for what is no candidate of theirs."""
-        if self.groups is None or self.correction is None:
-            return self.correction
-        groups = self.groups
-        table = torch.full(groups.place.shape, torch.inf, device=self.correction.device)
-        group = torch.arange(len(table), device=table.device).repeat_interleave(groups.starts.long().diff())
-        table[group, groups.chosen.long()] = self.correction
-        return table[groups.of(events)]
 
 
 def fits(*tensors: Tensor) -> bool:

@@ -437,8 +437,8 @@ def test_tgn_ranks_destinations_as_they_are_before_each_event(stream: EventStrea
     torch.manual_seed(0)
     offset, count = stream.node_offset, stream.num_destinations
     model = TGN(stream.schema().to_dict(), dim=8, neighbours=3).eval()
-    model.replay([stream.slice(0, 110)])
-    window, lines, wanted = window_of(stream, 110, 150), {}, []
+    model.replay([stream.slice(0, 100)])
+    window, lines, wanted = window_of(stream, 100, 112), {}, []
     since = dict.fromkeys(range(stream.num_nodes), int(window.time[0]))  # when each one's newest version is made
 
     def embedded(node: int, now: int) -> torch.Tensor:
@@ -446,14 +446,15 @@ def test_tgn_ranks_destinations_as_they_are_before_each_event(stream: EventStrea
         near = Near(*torch.tensor(line).t()[:, None], torch.zeros(1, 3, 0))
         return model.embed(torch.tensor([node]), torch.tensor([now]), near)
 
-    ends = zip(stream.source.tolist(), (stream.destination + offset).tolist(), stream.time.tolist(), strict=True)
+    head = stream.slice(0, 112)
+    ends = zip(head.source.tolist(), (head.destination + offset).tolist(), head.time.tolist(), strict=True)
     for event, (u, v, now) in enumerate(ends):
-        if event >= 110:
+        if event >= 100:
             user = embedded(u, now)
             items = torch.cat([embedded(j + offset, since[j + offset]) for j in range(count)])
             pairs = torch.cat([user.expand(count, -1), items], dim=1)
             wanted.append(model.second(torch.relu(model.first(pairs))).squeeze(1))
-            if event < 149:
+            if event < 111:
                 since |= dict.fromkeys((u, v), int(stream.time[event + 1]))
         lines.setdefault(u, []).insert(0, (v, now))
         lines.setdefault(v, []).insert(0, (u, now))
@@ -613,7 +614,7 @@ def test_matching_loss_is_its_formula(kind: str) -> None:
         losses[weight] = model.train_window(window)
     model.replay([stream.slice(0, 150)])
     free, k = model.decoupled, model.decoupled.segment(150)
-    before = model._newest(free.cut.nonzero().squeeze(1)).detach()
+    before = model._newest(free.cut.nonzero().squeeze(1).int()).detach()
     with torch.no_grad():
         states = model.roll(window, cut=True).states
     if kind == "states":
