@@ -12,6 +12,10 @@ from recloom.optim import OptimizerConfig
 from recloom.plugins import catalog
 from recloom.training import train_and_test
 
+# what `recloom bench edge` times on the generated stream, and `recloom reproduce edge` measures the quality of
+TIMED: dict[str, Any] = {"update": "rnn", "method": "activity", "candidates": 256, "group": 256}
+TIMED_WINDOW = 2000
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -24,6 +28,7 @@ class Contender:
         window: Events of a window, in training and evaluation.
         epochs: Most epochs, by budget, where they are not those of the experiment.
         patience: Training ends after so many epochs without a better validation MRR.
+        most: Most windows that are validated and tested on, by "limit_val_batches" and "limit_test_batches".
     """
 
     model: str = "EDGE"
@@ -34,6 +39,7 @@ class Contender:
     window: int = 1000
     epochs: dict[str, int] = field(default_factory=dict)
     patience: int = 2
+    most: dict[str, int] = field(default_factory=dict)
 
 
 def train(contender: Contender, data: StreamDataModule, epochs: int, seed: int) -> dict[str, float]:
@@ -44,7 +50,6 @@ def train(contender: Contender, data: StreamDataModule, epochs: int, seed: int) 
     options = {"optimizer": OptimizerConfig(**contender.optimizer), **contender.options}
     kind = catalog().models.load(contender.model)
     model = kind(data.schema, **options)
-    done = train_and_test(
-        model, data, epochs=epochs, patience=contender.patience, monitor="val_mrr", mode="max", accelerator="cpu"
-    )
+    stops = {"epochs": epochs, "patience": contender.patience, "monitor": "val_mrr", "mode": "max"}
+    done = train_and_test(model, data, **stops, **contender.most, accelerator="cpu")
     return {name: value for name, value in done.metrics.items() if name != "val_mrr"} | {"seconds": done.cpu_seconds}

@@ -41,6 +41,22 @@ void edge_levels(int64_t n, const int32_t *source, const int32_t *destination, i
     }
 }
 
+/* Levels of n events of a segment in which decoupled nodes are read as their states at its start. Their levels in
+   `nodes` are those of these states, and stay; `newest` (by node) gets the level of each node's last event. Returns the
+   highest level, `top` at least. */
+int64_t edge_segment(int64_t n, const int32_t *source, const int32_t *destination, int64_t offset, Node *nodes,
+                     int32_t *newest, int64_t top) {
+    for (int64_t e = 0; e < n; e++) {
+        int64_t u = source[e], v = destination[e] + offset;
+        int32_t level = (nodes[u].level > nodes[v].level ? nodes[u].level : nodes[v].level) + 1;
+        newest[u] = newest[v] = level;
+        if (nodes[u].keep) nodes[u].level = level;
+        if (nodes[v].keep) nodes[v].level = level;
+        top = level > top ? level : top;
+    }
+    return top;
+}
+
 /* One longest path of the event graph in which nodes with keep = 0 depend on nothing. `event` (by node, filled with -1)
    and `before` and `through` (by event) are scratch; `carried` (by node, zeros) counts the path's links through each
    node. Returns the path's length. */

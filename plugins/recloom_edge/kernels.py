@@ -21,6 +21,7 @@ def library(name: str) -> ctypes.CDLL | None:
     found = native.load(f"{name}.c", Path(__file__).parent)
     if found is not None and name == "events":
         found.edge_critical.restype = c_int64
+        found.edge_segment.restype = c_int64
         found.edge_plan.restype = c_int64
     return found
 
@@ -78,6 +79,21 @@ def levels(
         c_int64(window),
         address(state),
         address(out),
+    )
+
+
+def segment_levels(
+    source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int
+) -> int:
+    """Sweep a segment's n events; see events.c, edge_segment. `newest` is int32 by node."""
+    compiled = library("events")
+    if compiled is None:
+        return plain.segment_levels(source, destination, offset, nodes, newest, top)
+    ends = (address(source), address(destination))
+    return int(
+        compiled.edge_segment(
+            c_int64(len(source)), *ends, c_int64(offset), address(nodes), address(newest), c_int64(top)
+        )
     )
 
 

@@ -7,6 +7,7 @@ levels, begun anew in every window. A decoupled node depends on nothing: what ot
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,26 @@ def event_levels(stream: EventStream, decoupled: Tensor | None = None, window: i
     found = sweep.add(stream.source, stream.destination, levels=True)
     assert found is not None
     return found
+
+
+def waiting_steps(stream: EventStream, decoupled: Tensor, segments: int) -> int:
+    """Return the number of sequential steps where decoupled nodes are read as their states at a segment's start.
+
+    Such a state waits for the node's last event in earlier segments: `partition` counts as if it were known.
+
+    Args:
+        stream: n events.
+        decoupled: By node, bool.
+        segments: As many segments of as many events each.
+    """
+    nodes, top = kernels.level_table(decoupled), 0
+    newest = torch.zeros(len(nodes), dtype=torch.int32)
+    bounds = [len(stream) * segment // segments for segment in range(segments + 1)]
+    for start, stop in itertools.pairwise(bounds):
+        nodes[decoupled, 0] = newest[decoupled]
+        ends = (stream.source[start:stop], stream.destination[start:stop])
+        top = kernels.segment_levels(*ends, stream.node_offset, nodes, newest, top)
+    return top
 
 
 def partition(stream: EventStream, decoupled: Tensor | None = None, window: int = 0) -> Partition:

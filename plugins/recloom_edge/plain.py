@@ -29,6 +29,23 @@ def levels(
         out.copy_(torch.tensor(found, dtype=torch.int32))
 
 
+def segment_levels(
+    source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int
+) -> int:
+    """See kernels.segment_levels."""
+    level, keep = nodes[:, 0].tolist(), nodes[:, 1].tolist()
+    found = newest.tolist()
+    for u, v in zip(source.tolist(), (destination + offset).tolist(), strict=True):
+        here = max(level[u], level[v]) + 1
+        for node in (u, v):
+            found[node] = here
+            level[node] = here if keep[node] else level[node]
+        top = max(top, here)
+    nodes[:, 0] = torch.tensor(level, dtype=torch.int32)
+    newest.copy_(torch.tensor(found, dtype=torch.int32))
+    return top
+
+
 def critical_path(source: Tensor, destination: Tensor, offset: int, keep: Tensor, carried: Tensor) -> int:
     """See kernels.critical_path; adds to `carried`."""
     newest: dict[int, tuple[int, int]] = {}  # by node: level and event
