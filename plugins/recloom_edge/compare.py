@@ -47,9 +47,10 @@ def train(contender: Contender, data: StreamDataModule, epochs: int, seed: int) 
     data.window = contender.window
     data.eval_window = min(contender.window, max(1, 20_000_000 // data.stream.num_destinations))
     pl.seed_everything(seed, verbose=False)
-    options = {"optimizer": OptimizerConfig(**contender.optimizer), **contender.options}
     kind = catalog().models.load(contender.model)
-    model = kind(data.schema, **options)
-    stops = {"epochs": epochs, "patience": contender.patience, "monitor": "val_mrr", "mode": "max"}
-    done = train_and_test(model, data, **stops, **contender.most, accelerator="cpu")
+    model = kind(data.schema, optimizer=OptimizerConfig(**contender.optimizer), **contender.options)
+    options: dict[str, Any] = {"accelerator": "cpu", **contender.most}
+    done = train_and_test(
+        model, data, epochs=epochs, patience=contender.patience, monitor="val_mrr", mode="max", **options
+    )
     return {name: value for name, value in done.metrics.items() if name != "val_mrr"} | {"seconds": done.cpu_seconds}

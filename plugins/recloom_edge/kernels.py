@@ -82,9 +82,7 @@ def levels(
     )
 
 
-def segment_levels(
-    source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int
-) -> int:
+def segment_levels(source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int) -> int:
     """Sweep a segment's n events; see events.c, edge_segment. `newest` is int32 by node."""
     compiled = library("events")
     if compiled is None:

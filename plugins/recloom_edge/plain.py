@@ -29,9 +29,7 @@ def levels(
         out.copy_(torch.tensor(found, dtype=torch.int32))
 
 
-def segment_levels(
-    source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int
-) -> int:
+def segment_levels(source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int) -> int:
     """See kernels.segment_levels."""
     level, keep = nodes[:, 0].tolist(), nodes[:, 1].tolist()
     found = newest.tolist()

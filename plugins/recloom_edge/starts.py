@@ -39,9 +39,7 @@ class _Newest(torch.autograd.Function):
     """What window.c does."""
 
     @staticmethod
-    def forward(
-        ctx: Any, initial: Tensor, memory: Memory, nodes: Tensor, free: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
+    def forward(ctx: Any, initial: Tensor, memory: Memory, nodes: Tensor, free: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return R x d."""
         initial = initial.contiguous()
         index, values = (None, None) if free is None else (free[0], free[1].contiguous())

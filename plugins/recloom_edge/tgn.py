@@ -152,9 +152,7 @@ class TGN(StreamModel):
         found = self.embed(node, now, self.near.before(window, torch.cat([event, begin, after]), node))
         # the first layer is linear: of sources and destinations apart, it is added
         left, right = self.first.weight.split(self.dim, dim=1)
-        logits = pair_scores(
-            found[:size] @ left.t() + self.first.bias, found[size:] @ right.t(), self.second.weight[0]
-        )
+        logits = pair_scores(found[:size] @ left.t() + self.first.bias, found[size:] @ right.t(), self.second.weight[0])
         return logits.gather(1, newest_versions(candidates.place[ends], count)) + self.second.bias
 
     def train_window(self, window: EventWindow) -> Tensor:

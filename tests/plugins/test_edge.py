@@ -26,13 +26,14 @@ from recloom_edge.head import CandidateHead, Rolled
 from recloom_edge.jodie import JODIE
 from recloom_edge.kernels import Plan
 from recloom_edge.matching import Matching
-from recloom_edge.memory import Past
+from recloom_edge.memory import Memory, Past
 from recloom_edge.model import EDGE
 from recloom_edge.neighbours import Near
 from recloom_edge.pairs import pair_scores
 from recloom_edge.query import Query, time_features
 from recloom_edge.recurrence import roll
 from recloom_edge.scoring import log_probabilities, version_logits
+from recloom_edge.starts import newest
 from recloom_edge.versions import newest_rows
 
 SHARED = [parent / "shared/data/jodie_wikipedia" for parent in Path(__file__).parents]
@@ -82,6 +83,28 @@ def test_levels(native: bool, stream: EventStream, window: int, monkeypatch) -> 
         assert longest == max(brute_levels(stream, cut))
         assert int(carried.sum()) == longest - 1
         assert not bool(carried[mask].any())
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("stream", [small(), one_kind()], ids=["bipartite", "one kind"])
+def test_states_of_decoupled_nodes_wait_for_their_last_event(native: bool, stream: EventStream, monkeypatch) -> None:
+    if not native:
+        monkeypatch.setattr(kernels, "library", lambda name: None)
+    mask = partition.by_activity(stream, 3)
+    cut = set(mask.nonzero().squeeze(1).tolist())
+    newest: dict[int, int] = {}
+    held: dict[int, int] = {}
+    found = []
+    for event, (u, v) in enumerate(zip(stream.source.tolist(), stream.destination.tolist(), strict=True)):
+        if event % (len(stream) // 4) == 0:
+            held = dict(newest)
+        ends = (u, v + stream.node_offset)
+        found.append(1 + max((held if node in cut else newest).get(node, 0) for node in ends))
+        newest.update(dict.fromkeys(ends, found[-1]))
+    steps = partition.waiting_steps(stream, mask, 4)
+    assert steps == max(found)
+    assert partition.partition(stream, mask).steps <= steps <= partition.partition(stream).steps
+    assert partition.waiting_steps(stream, mask, 1) == partition.partition(stream, mask).steps
 
 
 def test_partition_counts_what_is_cut_and_keeps_to_budgets() -> None:
@@ -201,14 +224,79 @@ def test_candidates_are_scored_by_their_newest_version(stream: EventStream, chan
             assert torch.allclose(log_probabilities(found, values, places), sums.log_softmax(1), atol=1e-4)
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("group", [0, 16])
+def test_candidates_are_those_of_the_group_and_random_ones(native: bool, group: int, monkeypatch) -> None:
+    if not native:
+        monkeypatch.setattr("recloom_edge.candidates.library", lambda name: None)
+    stream, found = small(60), []
+    popularity = torch.rand(25) / 25
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(Candidates.drawn(window_of(stream, 0, 60), popularity, 14, group))
+    candidates = found[0]
+    assert torch.equal(candidates.ids, found[1].ids)
+    assert sorted(set(candidates.ids.tolist())) == sorted(candidates.ids.tolist()), "each once"
+    assert torch.equal(candidates.ids[candidates.place[candidates.ids].long()], candidates.ids)
+    size = group or 60
+    torch.manual_seed(0)
+    random = torch.randint(25, (-(-60 // size), 14), dtype=torch.int32)
+    for g, events in enumerate(stream.destination.split(size)):
+        own = dict.fromkeys(events.tolist())
+        drawn = max(14 - len(own), 1)
+        wanted = list(own | dict.fromkeys(random[g, :drawn].tolist()))
+        groups = candidates.groups
+        part = slice(*groups.starts[g : g + 2].tolist()) if groups else slice(None)
+        ids = candidates.ids[groups.chosen[part].long()] if groups else candidates.ids
+        assert ids.tolist() == wanted
+        likely = [1 - (1 - float(popularity[j])) ** len(events) * (1 - 1 / 25) ** drawn for j in wanted]
+        assert torch.allclose(candidates.correction[part], torch.tensor(likely).log(), atol=1e-4)
+        if groups:
+            assert groups.place[g][candidates.place[ids].long()].tolist() == list(range(len(ids)))
+            assert int((groups.place[g] >= 0).sum()) == len(ids)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_windows_begin_with_the_newest_states(free: bool, monkeypatch) -> None:
+    torch.manual_seed(0)
+    memory, nodes = Memory(9, 5, 16, 1), torch.tensor([7, 0, 3, 8, 5, 1], dtype=torch.int32)
+    nn.init.normal_(memory.states)
+    memory.time[[0, 5, 8]] = 3
+    initial, weight = torch.randn(2, 16, requires_grad=True), torch.randn(6, 16)
+    given = (torch.tensor([-1, 1, -1, -1, -1, -1, -1, -1, 0]), torch.randn(2, 16)) if free else None
+    found = []
+    for native in (True, False):
+        if not native:
+            monkeypatch.setattr("recloom_edge.starts.library", lambda name: None)
+        rows = newest(memory, nodes, initial, given)
+        found.append((rows, *torch.autograd.grad((rows * weight).sum(), initial)))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs)
+    last, values = memory.states, given[1] if free else None
+    wanted = [
+        initial[1],
+        last[0],
+        initial[0],
+        values[0] if free else last[8],
+        last[5],
+        values[1] if free else initial[0],
+    ]
+    assert torch.equal(found[0][0], torch.stack(wanted))
+
+
 @TWO_STREAMS
+@pytest.mark.parametrize("group", [0, 16])
 @pytest.mark.parametrize("detach", ["none", "states", "parameters"])
 def test_the_compiled_loss_is_that_of_torch_operations(
-    stream: EventStream, changes: int, detach: str, monkeypatch
+    stream: EventStream, changes: int, group: int, detach: str, monkeypatch
 ) -> None:
     torch.manual_seed(0)
-    plan, candidates, _ = looked_for(stream, changes, stream.num_destinations)
     window = window_of(stream, 0, 60)
+    if group:
+        candidates = Candidates.drawn(window, torch.rand(stream.num_destinations) / 25, 14, group)
+        plan = make_plan(stream, None, (candidates.ids + stream.node_offset).int())
+    else:
+        plan, candidates, _ = looked_for(stream, changes, stream.num_destinations)
     head = CandidateHead(stream.num_destinations, changes == 1, 32, 16, 4, 0.0)
     nn.init.normal_(head.static.weight)
     nn.init.normal_(head.project.weight)
@@ -223,7 +311,7 @@ def test_the_compiled_loss_is_that_of_torch_operations(
         row_gradients(head.static.weight).clear()
         with monkeypatch.context() as patch:
             if not native:
-                for module in ("scoring", "query"):
+                for module in ("scoring", "query", "targets"):
                     patch.setattr(f"recloom_edge.{module}.library", lambda name: None)
             loss = head.loss(rolled, candidates, matching)
             learned = [*head.project.parameters(), *head.query.parameters(), *head.ages.parameters()]
