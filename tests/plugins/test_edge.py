@@ -437,6 +437,15 @@ def test_the_future_does_not_reach_the_past(kind: str, unipartite: bool) -> None
     assert not torch.allclose(found[middle - start + 1 :], honest[middle - start + 1 :]), "and the past is used"
 
 
+def test_scores_are_the_same_in_windows_of_any_size() -> None:
+    stream, found = PowerLawStream(events=400, sources=40, destinations=200).build(), []
+    model = build("rnn", stream)
+    for size in (15, 70):
+        model.replay([stream.slice(0, 200)])
+        found.append(torch.cat([model.score(window) for window in windows(stream, size, 200, 340)]))
+    assert torch.allclose(*found, atol=1e-5), "nodes without an event stay as they begin"
+
+
 @pytest.mark.parametrize("mean", ["event", "batch"])
 def test_jodie_at_once_is_jodie_event_by_event(mean: str) -> None:
     stream, found = small(300), []
