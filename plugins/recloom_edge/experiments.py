@@ -116,12 +116,12 @@ def _timed(lab: Lab, report: Report) -> list[Claim]:
             options={**TIMED, "share": share},
             optimizer={"dense": "Adam", "dense_lr": 0.003, "sparse": "adagrad", "sparse_lr": 0.05},
             window=TIMED_WINDOW,
-            most={"limit_val_batches": 20, "limit_test_batches": 50},
+            most={"limit_val_batches": 5, "limit_test_batches": 25},
         )
         measure = functools.partial(train, contender, data, TIMED_EPOCHS[lab.budget])
         runs[title] = lab.each_seed(f"timed-{title}".replace(" ", "-").replace("%", ""), measure)
     report.section("Quality of what is timed: a million generated events")
-    note = "RNN, 256 candidates, windows of 2,000, as in `recloom bench edge`; the first 50,000 test events."
+    note = "RNN, 256 candidates, windows of 2,000, as in `recloom bench edge`; the first 25,000 test events."
     report.table(("model", *METRICS, "seconds"), _rows(runs), note)
     ratio = _mean(runs["1% decoupled"], "mrr") / _mean(runs["exact"], "mrr")
     text = "1% decoupled, as timed: MRR over the exact model's (a million generated events)"

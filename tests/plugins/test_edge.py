@@ -626,12 +626,43 @@ def test_edge_reads_the_newest_states_of_recent_neighbours(unipartite: bool, mon
     assert all(bool(p.grad.any()) for p in model.messages.parameters() if p.requires_grad)
 
 
-def test_what_to_install_is_said_where_dgl_is_missing(monkeypatch) -> None:
+def test_logs_with_all_that_logs_have_are_prepared_and_learned(tmp_path: Path) -> None:
+    rows = [(i % 7, i * i % 5 + 2**31, 1000 + 60 * i) for i in range(120)]
+    rows[40] = rows[41] = rows[42]  # repeated
+    rows[10], rows[11] = rows[11], rows[10]  # out of order
+    rows[90], rows[119] = (10**12, 3, 6400), (10**12, 4, 8140)  # nodes that training has not, one seen in test alone
+    log, out = tmp_path / "log.csv", tmp_path / "out"
+    log.write_text("user,item,timestamp,label\n" + "".join(f"{u},{v},{t},0\n" for u, v, t in rows))
+    result = run_cli(["prepare", "jodie", "--input", str(log), "--output", str(out)])
+    assert result.code == 0, result.err
+    common = [
+        "--data=EventStreams",
+        f"--data.path={out}",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_epochs=1",
+        "--trainer.logger=false",
+    ]
+    common += ["--trainer.enable_progress_bar=false", f"--run_dir={tmp_path / 'run'}"]
+    common += ["--checkpoint.monitor=val_mrr", "--checkpoint.mode=max"]
+    result = run_cli(["fit", "--model=EDGE", "--model.dim=16", *common])
+    assert result.code == 0, result.err
+    result = run_cli(["prepare", "graph", "--unipartite", "--input", str(log), "--output", str(out), "--overwrite",
+                      "--source", "user", "--destination", "item", "--time", "timestamp"])  # fmt: skip
+    assert result.code == 0, result.err
+    result = run_cli(["fit", "--model=JODIE", *common, f"--run_dir={tmp_path / 'other'}"])
+    assert result.code == 2
+    assert "one kind of node" in result.out + result.err
+
+
+def test_what_to_install_is_said_where_dgl_is_missing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "dgl", None)
     for module in ("tgn", "attention"):
         monkeypatch.delitem(sys.modules, f"recloom_edge.{module}", raising=False)
     with pytest.raises(ComponentImportError, match=r"recloom\[edge\]"):
         catalog().models.load("TGN")
+    result = run_cli(["fit", "--model=TGN", "--data=PowerLawEvents", f"--run_dir={tmp_path}"])
+    assert result.code == 2
+    assert "pip install 'recloom[edge]'" in result.out + result.err
     assert catalog().models.load("EDGE") is EDGE
     with pytest.raises(RecloomError, match=r"(?s)neighbours.*recloom\[edge\]"):
         EDGE(small(50).schema().to_dict(), neighbours=3)
