@@ -28,7 +28,7 @@ EPOCHS: dict[Budget, dict[str, int]] = {
     "medium": {"real": 3, "generated": 10},
     "full": {"real": 20, "generated": 20},
 }
-TIMED_EPOCHS: dict[Budget, int] = {"medium": 4, "full": 20}
+TIMED_EPOCHS: dict[Budget, int] = {"medium": 3, "full": 20}
 SEGMENTS = 10  # of free embeddings, EDGE's default
 METRICS = ("mrr", "recall", "ap", "auc", "historical_ap", "inductive_ap", "new_mrr", "new_ap")
 SCOPE: dict[Budget, str] = {
@@ -37,7 +37,7 @@ SCOPE: dict[Budget, str] = {
     "models, none of which has learned all it can.",
     "medium": "Up to 10 epochs on 40,000 generated events; on the stream of --data, such as Wikipedia's, 3 of EDGE "
     "(validation no longer gains then), 12 of JODIE and 4 of TGN with either loss (its authors train up to 50, at a "
-    "fifth of this learning rate); 4 on a million generated events. Training ends early, after two or three epochs "
+    "fifth of this learning rate); 3 on a million generated events. Training ends early, after two or three epochs "
     "without a better validation MRR. The paper's own streams, models and settings were not at hand.",
     "full": "Up to 20 epochs on a million generated events and on the stream of --data, 50 of JODIE and TGN.",
 }
