@@ -77,6 +77,7 @@ def _document(config: Path, part: str) -> dict[str, Any]:
 
 
 def _instantiate(section: dict[str, Any], base: type) -> Any:
+    mention.load_named(set(mention.strings(section)))
     parser = _Parser(exit_on_error=False)
     parser.add_subclass_arguments(base, "it", required=True)
     try:

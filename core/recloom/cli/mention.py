@@ -39,9 +39,8 @@ def load_mentioned(argv: list[str]) -> None:
         RecloomError: A config file cannot be read.
         UnknownNameError: A `class_path` without a dot that no registry has.
     """
-    entries = [e for kind in _CLASS_KINDS for e in getattr(catalog(), kind)] + list(catalog().strategies)
     if any(argument in ("-h", "--help") or argument.endswith(".help") for argument in argv):
-        for entry in entries:
+        for entry in _entries():
             _load_guarded(entry)
         return
     words: set[str] = set()
@@ -51,14 +50,23 @@ def load_mentioned(argv: list[str]) -> None:
         document = read_yaml(path)
         words.update(strings(document))
         _check_class_paths(document, path)
+    load_named(words)
+
+
+def load_named(words: set[str]) -> None:
+    """Import every registered component whose name is in `words`; ComponentImportError when one cannot be."""
     by_name: dict[str, list[Entry]] = {}
-    for entry in entries:
+    for entry in _entries():
         by_name.setdefault(entry.name, []).append(entry)
     for word in words & by_name.keys():
         for entry in by_name[word]:
             component = entry.load()
             if entry.kind == "strategy":
                 _register_strategy(entry, component)
+
+
+def _entries() -> list[Entry]:
+    return [e for kind in _CLASS_KINDS for e in getattr(catalog(), kind)] + list(catalog().strategies)
 
 
 def long_names(argv: list[str]) -> list[str]:
