@@ -22,7 +22,7 @@ SCOPE: dict[Budget, str] = {
     "and, where models differ by percents, which is better. It cannot show how well supernets rank: six candidates "
     "say next to nothing of that.",
     "medium": "200,000 generated clicks a seed, three epochs; models of up to 4 blocks in the small space and of at "
-    "most 6,000 multiply-accumulates, a supernet of 4,000 steps, 120 candidates ranked by it and 5 trained, against 12 "
+    "most 8,000 multiply-accumulates, a supernet of 4,000 steps, 240 candidates ranked by it and 9 trained, against 12 "
     "random ones trained, and DLRM and DCN V2 in three shapes each, all under the same limit. It shows whether the "
     "search finds small models for planted interactions. It cannot show what real click logs hold.",
     "full": "4 million generated clicks a seed; the full space of 7 blocks at its published widths, a supernet of "
@@ -67,18 +67,17 @@ class NASRecExperiment(Experiment):
 def _medium() -> Setting:
     from recloom_nasrec.comparison import Setting
 
-    cardinalities = (12, 12, 12, 12, 8, 8, 8, 8)
     world = {
-        "cardinalities": cardinalities,
+        "cardinalities": (6,) * 8,
         "multi_hot": {},
-        "num_pairs": 3,
+        "num_pairs": 4,
         "pair_rank": 1,
         "interaction": 0.8,
         "cross": 0.4,
         "signal": 1.8,
     }
     widths, rows = (8, 16, 32, 64), (200_000, 60_000, 300_000)
-    searched: dict[str, Any] = {"steps": 4000, "trials": 120, "retrain": 5, "candidates": 12, "limit": 6000}
+    searched: dict[str, Any] = {"steps": 4000, "trials": 240, "retrain": 9, "candidates": 12, "limit": 8000}
     return Setting("small", 4, widths, (2, 4, 8), rows, world, **searched)
 
 
