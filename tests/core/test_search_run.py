@@ -83,7 +83,10 @@ def test_the_command_finds_a_model_that_fit_trains(tmp_path: Path, monkeypatch: 
     assert (told["finished"], told["diverged"], len(trials(folder))) == (6, 0, 6)
     ranks = [np.mean([run["ne"] for run in model["val"]]) for model in told["retrained"]]
     assert ranks == sorted(ranks)
-    assert [bool(model["test"]) for model in [*told["retrained"], *told["baselines"]]] == [True, False, True]
+    assert [bool(model["test"]) for model in [*told["retrained"], *told["baselines"]]] == [True, False, True, True]
+    random = told["baselines"][-1]
+    assert random["name"] == "best of 4 random candidates"
+    assert random["val"][0]["ne"] == min(told["correlation"]["scratch"]["ne"])
     assert told["times"]["search"]["samples"] == 6 * 1792
     report = (folder / "report.md").read_text()
     for part in ("the best possible NE", "Kendall", "paired bootstrap", "figures/architecture.svg", "sample passes"):

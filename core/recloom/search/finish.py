@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Finished:
 
     Args:
         retrained: Retrained candidates, best first on the validation rows.
-        baselines: Baselines, in the order given.
+        baselines: Baselines, in the order given, and the best of the random candidates of `correlation`.
         correlation: Values of the same random candidates, by source ("evaluator", "scratch") and metric.
     """
 
@@ -126,8 +126,8 @@ class Finish:
         costs = [cost(program, (), self.context) for cost in self.context.costs if cost.by_program]
         return {name: value for found in costs for name, value in found.items()}
 
-    def correlate(self, evaluator: Evaluator, count: int) -> dict[str, dict[str, list[float]]]:
-        """Evaluate `count` random candidates by `evaluator` and from scratch; return the metrics of both."""
+    def correlate(self, evaluator: Evaluator, count: int, finished: Finished) -> None:
+        """Evaluate `count` random candidates by `evaluator` and from scratch; note the metrics of both, and the best."""
         candidates = [self._candidate(genotype, "") for genotype in self._random(count)]
 
         def quick() -> tuple[Facts, NDArray[np.float32]]:
@@ -140,7 +140,9 @@ class Finish:
             ]
             for candidate in candidates:
                 self._train(candidate, 1, keep=False)
-        return {"evaluator": _columns(quickly), "scratch": _columns([c.runs[0] for c in candidates])}
+        finished.correlation = {"evaluator": _columns(quickly), "scratch": _columns([c.runs[0] for c in candidates])}
+        best = min(candidates, key=lambda c: (math.isnan(c.mean("ne")), c.mean("ne")))
+        finished.baselines.append(replace(best, name=f"best of {count} random candidates"))
 
     def test(self, finished: Finished) -> None:
         """Measure the best retrained candidate and the baselines on the test rows, if the data have some."""

@@ -72,7 +72,8 @@ class Search:
         retrain_seeds: Trainings of each; their mean is ranked.
         scratch: How candidates are retrained, baselines trained, and correlations measured. Unset: FromScratch.
         baselines: Model sections by name, trained like the candidates for the report: {DLRM: {class_path: DLRM}}.
-        correlate: Random candidates evaluated both ways, by the evaluator and from scratch, for rank correlations.
+        correlate: Random candidates evaluated both ways, by the evaluator and from scratch, for rank correlations;
+            the best of them stands beside the baselines.
         storage: Where the study is kept: a file, or a database URL that workers on many machines can share. Unset:
             study.db in the search's folder.
         name: Name of the study in the storage.
@@ -223,11 +224,11 @@ class Search:
         self.scratch.setup(run.context)
         finish = Finish(run.context, run.journal, self.scratch)
         if self.correlate:
-            run.finished.correlation = finish.correlate(self.evaluator, self.correlate)
+            finish.correlate(self.evaluator, self.correlate, run.finished)
         self.evaluator.release()
         best = ranked(run.study)[: self.retrain]
         run.finished.retrained = finish.retrain([o.genotype for o in best], self.retrain_seeds)
-        run.finished.baselines = finish.train_baselines(self.baselines, self.retrain_seeds)
+        run.finished.baselines[:0] = finish.train_baselines(self.baselines, self.retrain_seeds)
         finish.test(run.finished)
         run.report = write_outputs(run, self)
         self.scratch.release()
