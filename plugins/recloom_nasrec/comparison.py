@@ -21,7 +21,7 @@ from recloom_nasrec.sampling import STRATEGIES, Strategy
 from recloom_nasrec.space import NASRecSpace
 from recloom_nasrec.supernet import NASRecSupernet
 
-ADAM = OptimizerConfig("Adam", 0.005, {}, "rowwise_adagrad", 0.2, clip_norm=5.0, warmup_steps=100)
+ADAM = OptimizerConfig("Adam", 0.01, {}, "rowwise_adagrad", 0.6, clip_norm=5.0, warmup_steps=100)
 
 
 BASELINES = ("DLRM", "DCN V2")
@@ -64,7 +64,7 @@ class Setting:
     sparse_dims: tuple[int, ...]
     rows: tuple[int, int, int]
     world: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 3
+    epochs: int = 6
     steps: int = 3000
     warmup_steps: int = 0
     trials: int = 200
