@@ -215,6 +215,42 @@ def test_hashing_needs_one_pass_and_never_changes(tmp_path: Path) -> None:
     assert "mix64" in schema.info["ids"]
 
 
+@pytest.mark.parametrize("options", [{"min_count": 2, "dense_transform": "log"}, {"hash_size": 97}])
+def test_a_later_log_takes_over_the_ids_of_an_earlier_one(tmp_path: Path, options: dict) -> None:
+    lines, first = criteo_lines(300, seed=1), tmp_path / "first"
+    prepare(Criteo(), [write(tmp_path / "all.txt", lines)], first, PrepareOptions("none", **options))
+    later = write(tmp_path / "later.txt", [*lines[100:200], "1" + "\t" * 14 + "\t".join(["fffffff1"] * 26)])
+    prepare(Criteo(), [later], tmp_path / "later", PrepareOptions("none", like=first))
+    found, expected = read(tmp_path / "later"), read(first)
+    assert found[:100].equals(expected[100:200])
+    if "hash_size" not in options:
+        assert set(found[100].select(CRITEO[1]).row(0)) == {0}  # values that the first log did not have
+        assert vocabulary(tmp_path / "later", "C1") == vocabulary(first, "C1")
+    schemas = [FeatureSchema.load(folder / "schema.json") for folder in (first, tmp_path / "later")]
+    assert schemas[0].sparse == schemas[1].sparse
+    assert schemas[0].dense == schemas[1].dense
+
+
+def test_what_is_not_like_it_is_refused(tmp_path: Path, capsys) -> None:
+    log = write(tmp_path / "log.csv", ["click,age,site", "1,30,a.com", "0,40,b.com"])
+
+    def run(output: str, *more: str, dense: str = "age") -> str:
+        columns = ["--label", "click", "--dense", dense, "--sparse", "site"]
+        argv = ["prepare", "table", "--input", str(log), "--output", str(tmp_path / output), "--split", "none"]
+        assert recloom([*argv, *(columns if dense else [*columns[:2], *columns[4:]]), *more]) == (2 if more else 0)
+        return capsys.readouterr().err
+
+    run("first")
+    first = ["--like", str(tmp_path / "first")]
+    assert "lacks age" in run("second", *first, dense="")
+    assert "Leave out --hash-size" in run("second", *first, "--hash-size", "50")
+    assert "directory that is written" in run("first", *first, "--overwrite")
+    assert "no such directory" in run("second", "--like", str(tmp_path / "nowhere"))
+    pl.DataFrame({"value": ["a.com"], "id": [0]}).write_parquet(tmp_path / "first/vocabulary/site.parquet")
+    assert "site.parquet" in run("second", *first)
+    assert not (tmp_path / "second/manifest.json").exists()
+
+
 def test_largest_vocabulary_and_too_little_memory(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw.txt", criteo_lines(3000))
     report = prepare(Criteo(), [raw], tmp_path / "out", PrepareOptions(split="none", max_vocabulary=10))

@@ -68,6 +68,7 @@ def _parser(raw: type[RawFormat] | None, formats: list[tuple[str, str]]) -> argp
     sizes.add_argument("--hash-size", type=_size, metavar="N", help="hash each category into N ids; one pass")
     sizes.add_argument("--max-vocabulary", type=_size, metavar="N", help="keep the N-1 most frequent values")
     parser.add_argument("--dense-transform", choices=("log", "none"), default="", help="of dense values")
+    parser.add_argument("--like", type=Path, metavar="DIR", help="take ids and transforms over from this data set")
     parser.add_argument("--max-bad-rows", type=int, default=0, metavar="N", help="leave out up to N bad rows")
     parser.add_argument("--memory", type=_bytes, default="1GiB", metavar="SIZE", help="for counting (default: 1GiB)")
     parser.add_argument("--threads", type=_positive, default=0, metavar="N", help="default: one a CPU")
@@ -94,6 +95,7 @@ def _prepare(raw: type[RawFormat], arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         threads=arguments.threads,
         overwrite=arguments.overwrite,
+        like=arguments.like,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from recloom.data.encode import HASH_NOTE, Encoder, count_categories, split_rows
 from recloom.data.events.format import EventFormat
 from recloom.data.formats.base import RawBlock, RawFormat
+from recloom.data.like import Like
 from recloom.data.pipeline import Piece, Progress, RawLog
 from recloom.data.prepare_options import PrepareOptions
 from recloom.data.prepare_report import PrepareReport
@@ -100,6 +101,7 @@ class Run:
     def run(self) -> PrepareReport:
         """Do it."""
         start = time.perf_counter()
+        self.like = self._like()
         for path in self.inputs:
             if not path.is_file():
                 raise DataError(f"{path}: there is no such file", "Give the raw log's files with --input.")
@@ -146,8 +148,29 @@ class Run:
                     writer.add(SPLITS[index], part)
         self._finish(writer, schema)
 
+    def _like(self) -> Like | None:
+        """Return the data set whose ids are taken over; DataError for options that would make others."""
+        options = self.options
+        if options.like is None:
+            return None
+        if type(self) is not Run:
+            raise DataError(f"--like is not for the format {self.raw.name!r}", "It is for logs of rows.")
+        if options.hash_size or options.max_vocabulary or options.min_count > 1 or options.dense_transform:
+            raise DataError(
+                "--like takes ids and transforms from its data set",
+                "Leave out --hash-size, --max-vocabulary, --min-count and --dense-transform.",
+            )
+        if options.like.resolve() == self.output.resolve():
+            raise DataError(f"{self.output}: --like is the directory that is written", "Choose another --output.")
+        return Like(options.like, self.raw)
+
     def _prepared(self) -> tuple[Encoder, Assigner, dict[str, str]]:
         """Return, from a first pass: the encoder, the split's bounds, the vocabularies' files by feature."""
+        if self.like is not None:
+            assign = self.split.bounds(self._first_pass({}))
+            self.report.bad, self.report.bad_rows = [], 0
+            self.like.copy(self.output)
+            return self.like.encoder, assign, self.like.files
         counters = {} if self.options.hash_size else self._counters()
         assign = self.split.bounds(self._first_pass(counters))
         vocabularies = self._vocabularies(counters)
@@ -213,6 +236,7 @@ class Run:
             "seed": options.seed,
             "ids": ids,
             "min_count": options.min_count,
+            **({"like": str(options.like)} if options.like else {}),
         }
 
     def _finish(self, writer: ShardWriter, schema: FeatureSchema) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class PrepareOptions:
         limit: Read only this many lines.
         seed: Of the random split.
         threads: Threads that parse; 0: one a CPU.
+        like: A data set whose ids and transforms are taken over; values that it does not have get id 0.
         overwrite: Replace the data set in the output directory.
         block_bytes: Size of the pieces a file is read in; 0: from `memory`.
     """
@@ -34,5 +36,6 @@ class PrepareOptions:
     limit: int | None = None
     seed: int = 0
     threads: int = 0
+    like: Path | None = None
     overwrite: bool = False
     block_bytes: int = 0

@@ -127,7 +127,7 @@ class Finish:
         return {name: value for found in costs for name, value in found.items()}
 
     def correlate(self, evaluator: Evaluator, count: int, finished: Finished) -> None:
-        """Evaluate `count` random candidates by `evaluator` and from scratch; note the metrics of both, and the best."""
+        """Evaluate `count` random candidates by `evaluator` and from scratch; note both, and the best of them."""
         candidates = [self._candidate(genotype, "") for genotype in self._random(count)]
 
         def quick() -> tuple[Facts, NDArray[np.float32]]:
