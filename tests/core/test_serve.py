@@ -154,6 +154,40 @@ def test_unknown_ids_count_as_zero_and_histories_are_read() -> None:
     request["histories"]["history"]["gaps"][1] = []
     with pytest.raises(DataError, match=r"histories.history.gaps"):
         parse(request, schema, 8)
+    years = 20 * 365 * 86_400
+    request["histories"]["history"]["gaps"] = [
+        [years, *[-5] * 5],
+        *example(schema, 3, 1)["histories"]["history"]["gaps"][1:],
+    ]
+    request["histories"]["history"]["ids"][0] = [[1, 2]] * 6
+    batch = parse(request, schema, 8)
+    assert batch.sequences["history"].gaps(batch.timestamps, 6)[0].tolist() == [years, 0, 0, 0, 0, 0]
+
+
+def test_wrong_histories_are_told_what_is_wrong() -> None:
+    schema = tiny_schema(histories=True)
+    good = example(schema, 3, seed=1)
+    history = good["histories"]["history"]
+    far = [[1e19] * len(row) for row in history["gaps"]]
+    none = [[float("nan")] * len(row) for row in history["gaps"]]
+    cases: list[tuple[object, str]] = [
+        ({}, "histories has no 'history'"),
+        ([], "histories is no JSON object"),
+        (None, "histories is no JSON object"),
+        ({**good["histories"], "histroy": {}}, "histories has 'histroy'"),
+        ({"history": {**history, "gaps": None}}, "histories.history.gaps is no list"),
+        ({"history": {**history, "gaps": [None] * 3}}, "histories.history.gaps, row 0 is no list"),
+        ({"history": {**history, "gaps": far}}, "histories.history.gaps has a number that is not finite, or too large"),
+        (
+            {"history": {**history, "gaps": none}},
+            "histories.history.gaps has a number that is not finite, or too large",
+        ),
+        ({"history": {**history, "ids": None}}, "histories.history.ids is no list"),
+    ]
+    for histories, text in cases:
+        with pytest.raises(DataError) as told:
+            parse({**good, "histories": histories}, schema, 8)
+        assert text in str(told.value)
 
 
 def test_requests_that_wait_are_served_together_each_with_its_own_answer() -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from recloom.batch import Batch, KeyedJaggedTensor, Sequences
 from recloom.errors import DataError, suggest
 from recloom.features import FeatureSchema, SequenceFeature
-from recloom.serving import LONGEST_GAP
+
+NOW = 1 << 62  # s, the time of every row: a gap's step is that much earlier
 
 
 def parse(document: Any, schema: FeatureSchema, max_rows: int) -> Batch:
@@ -41,6 +42,8 @@ def parse(document: Any, schema: FeatureSchema, max_rows: int) -> Batch:
     if not 1 <= rows <= max_rows:
         raise DataError(f"a request of {rows} rows", f"It takes 1 to {max_rows}.")
     dense = torch.zeros(rows, 0)
+    if schema.sequences:
+        _same_names(document["histories"], [part.name for part in schema.sequences], "histories")
     if schema.dense:
         dense = _dense(document["dense"], rows, len(schema.dense))
     return Batch(
@@ -51,7 +54,7 @@ def parse(document: Any, schema: FeatureSchema, max_rows: int) -> Batch:
             part.name: _history(document["histories"][part.name], part, rows, _timed(part, schema))
             for part in schema.sequences
         },
-        timestamps=torch.full((rows,), 2 * LONGEST_GAP),
+        timestamps=torch.full((rows,), NOW),
     )
 
 
@@ -181,9 +184,16 @@ def _history(found: Any, part: SequenceFeature, rows: int, timed: bool) -> Seque
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     times = None
     if timed:
-        gaps = [_list(row, f"{where}.gaps, row {i}")[-part.max_length :] for i, row in enumerate(found["gaps"])]
-        if [len(row) for row in gaps] != lengths:
-            raise DataError(f"{where}.gaps has other lengths than its ids", "Give seconds for each step.")
-        seconds = _numbers([gap for row in gaps for gap in row], f"{where}.gaps", "fiu", "numbers of seconds")
-        times = 2 * LONGEST_GAP - torch.from_numpy(seconds.astype(np.int64)).clamp(0, 2 * LONGEST_GAP)
+        times = NOW - _gaps(_list(found["gaps"], f"{where}.gaps", rows), part, lengths, f"{where}.gaps")
     return Sequences([key.name for key in part.keys], ids, offsets, times)
+
+
+def _gaps(column: list[Any], part: SequenceFeature, lengths: Sequence[int], where: str) -> Tensor:
+    """Return the seconds of all steps; below 0 counts as 0."""
+    gaps = [_list(row, f"{where}, row {i}")[-part.max_length :] for i, row in enumerate(column)]
+    if [len(row) for row in gaps] != lengths:
+        raise DataError(f"{where} has other lengths than its ids", "Give seconds for each step.")
+    seconds = _numbers([gap for row in gaps for gap in row], where, "fiu", "numbers of seconds")
+    if not bool((np.abs(seconds) < NOW).all()):
+        raise DataError(f"{where} has a number that is not finite, or too large", "Give seconds.")
+    return torch.from_numpy(seconds.astype(np.int64)).clamp(min=0)
