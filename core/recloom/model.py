@@ -61,7 +61,7 @@ class RankingModule(LightningModule, ABC):
         self._updates = 0
         self._logged_step = 0
         self._listens = False
-        self._auxiliary: list[AuxiliaryLoss] = []
+        self._auxiliary: list[AuxiliaryLoss] | None = None
         self._resumed_from: dict[str, Any] = {}
         self.evaluation = nn.ModuleDict({stage: EvaluationMetrics() for stage in ("val", "test")})
         self.save_hyperparameters()
@@ -94,6 +94,21 @@ class RankingModule(LightningModule, ABC):
         weights = batch.weights.view(-1, *[1] * (logits.ndim - 1)).expand_as(logits)
         total = F.binary_cross_entropy_with_logits(logits.float(), batch.labels, weights, reduction="sum")
         return total / weights.sum()
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits of a batch and what training makes small: by default `loss`.
+
+        A model with further terms overrides this, and not `training_step`; `training_loss` adds its parts' losses.
+        """
+        logits = self.logits(batch)
+        return logits, self.loss(logits, batch)
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits of a batch and the whole loss of a step: `objective` and the losses of the parts."""
+        if self._auxiliary is None:
+            self._auxiliary = [module for module in self.modules() if isinstance(module, AuxiliaryLoss)]
+        logits, loss = self.objective(batch)
+        return logits, loss + sum(take_auxiliary_losses(self._auxiliary)) if self._auxiliary else loss
 
     def on_export(self) -> None:
         """Leave out what serving does not need (noise that evaluation simulates); by default nothing."""
@@ -144,7 +159,7 @@ class RankingModule(LightningModule, ABC):
         refuse_leaks(self, getattr(self.trainer, "datamodule", None))
         self._updates = self.trainer.global_step
         self._listens = bool(host().hook.on_parameters_updated.get_hookimpls())
-        self._auxiliary = [module for module in self.modules() if isinstance(module, AuxiliaryLoss)]
+        self._auxiliary = None  # parts may have been wrapped or replaced since the last fit
 
     def on_save_checkpoint(self, checkpoint_: dict[str, Any]) -> None:
         """Keep the random state, and hyper-parameters as primitives (checkpoints are read with weights_only)."""
@@ -164,11 +179,10 @@ class RankingModule(LightningModule, ABC):
     # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss, with those of its parts; logits and labels are kept for the window's metrics."""
-        logits = self.logits(batch)
+        """Return the loss of `training_loss`; logits and labels are kept for the window's metrics."""
+        logits, loss = self.training_loss(batch)
         self._window.append((logits.detach(), batch.labels, batch.weights))
-        loss = self.loss(logits, batch)
-        return loss + sum(take_auxiliary_losses(self._auxiliary)) if self._auxiliary else loss
+        return loss
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, after everything that draws at start-up; start a window."""
@@ -194,11 +208,11 @@ class RankingModule(LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
-        self._metrics("val").add(self.logits(batch), batch)
+        self.evaluated("val").add(self.logits(batch), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test metrics."""
-        self._metrics("test").add(self.logits(batch), batch)
+        self.evaluated("test").add(self.logits(batch), batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the probabilities, and the labels that the batch came with."""
@@ -214,15 +228,16 @@ class RankingModule(LightningModule, ABC):
 
     def reliability(self, stage: str) -> Tensor:
         """Return the calibration curve of the last evaluation ("val" or "test"): bins x (prediction, label, rows)."""
-        return self._metrics(stage).curve
+        return self.evaluated(stage).curve
 
-    def _metrics(self, stage: str) -> EvaluationMetrics:
+    def evaluated(self, stage: str) -> EvaluationMetrics:
+        """Return the metrics of the evaluation under way ("val" or "test"), for models with their own steps of it."""
         found = self.evaluation[stage]
         assert isinstance(found, EvaluationMetrics)
         return found
 
     def _log_evaluation(self, stage: str) -> None:
-        values = self._metrics(stage).finish()
+        values = self.evaluated(stage).finish()
         shown = {"ne", "auc"}
         for name, value in values.items():
             self.log(f"{stage}_{name}", value.float(), prog_bar=name in shown, sync_dist=False)

@@ -76,7 +76,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
     def __init__(self, dense: Iterable[nn.Parameter], rows: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         self.clip_norm = config.clip_norm
         self.synchronize_rows = True
-        self._replicas_checked = False
+        self._replicas_checked: set[nn.Parameter] = set()
         dense, rows = list(dense), list(rows)
         for parameter in rows:
             row_gradients(parameter)
@@ -157,9 +157,9 @@ class CompositeOptimizer(torch.optim.Optimizer):
             return gradients
         if getattr(parameter, "recloom_sharded", False):
             return gradients
-        if not self._replicas_checked:
+        if parameter not in self._replicas_checked:
             check_replicas(parameter)
-            self._replicas_checked = True
+            self._replicas_checked.add(parameter)
         return rowupdate.gather_over_ranks(gradients)
 
 

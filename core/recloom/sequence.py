@@ -62,7 +62,7 @@ SequenceEncoderFactory = Callable[[int, int], SequenceEncoder]
 class AuxiliaryLoss(nn.Module):
     """A module with a loss of its own, which training adds to the model's.
 
-    `forward` sets `auxiliary_loss` while training; RankingModule.training_step takes it.
+    `forward` sets `auxiliary_loss` while training; RankingModule.training_loss takes it, wherever the module is.
     """
 
     auxiliary_loss: Tensor | None = None

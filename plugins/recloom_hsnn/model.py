@@ -181,11 +181,10 @@ class HSNN(MoNN):
 
     # Training
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of items and, once there are nodes, theirs."""
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the items' logits, and the loss of items and, once there are nodes, theirs."""
         users, items = self.codes(batch)
         logits = self.rows(users, items)
-        self._window.append((logits.detach(), batch.labels, batch.weights))
         loss = self.loss(logits, batch)
         progress = self.trainer.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0)
         self.recent.add(items[:, : self.vector_dim])
@@ -197,7 +196,7 @@ class HSNN(MoNN):
             self._unobserved = (items.detach(), assigned)
             self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, on_epoch=False)
             loss = loss + weight * torch.stack(list(parts.values())).sum()
-        return loss
+        return logits, loss
 
     def _begin(self) -> None:
         """Make the nodes; their scorers begin as the items' where they have its sizes."""
@@ -226,7 +225,7 @@ class HSNN(MoNN):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics of items and of nodes."""
         users, items = self.codes(batch)
-        self._metrics("val").add(self.rows(users, items), batch)
+        self.evaluated("val").add(self.rows(users, items), batch)
         if not self.index.ready or self.tasks > 1:
             return
         assigned = self.assign(items, self.alpha(1.0))

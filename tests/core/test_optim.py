@@ -199,6 +199,10 @@ def _rank(rank, port, path):
     other, _ = build_optimizer(different, OptimizerConfig())
     with pytest.raises(RecloomError, match="rank 1 has other embedding rows than rank 0"):
         other.step()
+    second = FusedEmbeddingBag([EmbeddingBagConfig("second", 8, 30, ("c",))], seed=rank)
+    both, _ = build_optimizer(nn.ModuleList([model.rows, second]), OptimizerConfig())
+    with pytest.raises(RecloomError, match="rank 1 has other embedding rows than rank 0"):
+        both.step()
     # DDP's reducer first: if it is the last to hold the process group, its end waits, with the interpreter's lock, for
     # a thread that may be waiting for that lock
     del replica

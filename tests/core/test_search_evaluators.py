@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_search import DIM, ToySpace, ToySupernet
+from toy_search import DIM, ToyModel, ToySpace, ToySupernet
 
+from recloom import hookimpl
 from recloom.data.synthetic import SyntheticClicks
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema
 from recloom.model import RankingModule
+from recloom.plugins import host
 from recloom.search import graph
 from recloom.search.costs import AnalyticCost, LatencyCost
 from recloom.search.evaluator import SearchContext
 from recloom.search.evaluators.heads import Heads
 from recloom.search.evaluators.scratch import FromScratch
 from recloom.search.evaluators.supernet import SupernetEvaluator
+from recloom.search.evaluators.together import Together
 from recloom.search.evaluators.zerocost import ZeroCost, synflow
 from recloom.search.lowering import lower
 from recloom.search.objective import Objective
@@ -98,6 +101,48 @@ def test_from_scratch_measures_the_validation_rows_and_repeats(tmp_path: Path) -
     assert [streamed.evaluate([WIDE])[0]["ne"] for _ in range(2)] == [
         pytest.approx(streamed.evaluate([WIDE])[0]["ne"])
     ] * 2
+
+
+class _Updates:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    @hookimpl
+    def on_parameters_updated(self, module: Any, step: int) -> None:
+        self.steps.append(step)
+
+
+def test_what_is_trained_together_has_its_own_objective_and_counts_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's further terms count side by side as alone; a model with a loop of its own is refused."""
+    options: dict[str, Any] = {"rows": 2048, "eval_rows": 500}
+    options["trainer"] = {"accelerator": "cpu", "accumulate_grad_batches": 2}
+    here = context(tmp_path)
+
+    def found(make: Any) -> list[float]:
+        return [one["ne"] for one in ready(make(), here).evaluate([WIDE, DOT])]
+
+    plain = found(lambda: FromScratch(**options))
+
+    def objective(self: ToyModel, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.logits(batch)
+        return logits, self.loss(logits, batch) + 0.1 * sum(p.square().sum() for p in self.parameters() if p.ndim < 2)
+
+    monkeypatch.setattr(ToyModel, "objective", objective)
+    alone = found(lambda: FromScratch(**options))
+    assert max(abs(a - b) for a, b in zip(alone, plain, strict=True)) > 1e-4
+    updates = _Updates()
+    host().manager.register(updates)
+    try:
+        together = found(lambda: Together(2, FromScratch(**options)))
+    finally:
+        host().manager.unregister(updates)
+    np.testing.assert_allclose(together, alone, rtol=1e-9)
+    assert updates.steps == [1, 1, 2, 2, 3, 3, 4, 4]  # 8 batches
+    monkeypatch.setattr(ToyModel, "optimizer_step", lambda self, *args, **kwargs: None, raising=False)
+    with pytest.raises(RecloomError, match="ToyModel has its own optimizer_step"):
+        found(lambda: Together(2, FromScratch(**options)))
 
 
 def test_equal_models_have_equal_results_whatever_their_genotype_says(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recloom.retrieval.evaluation import RetrievalEval
 from recloom.retrieval.module import encode
+from recloom.sequence import AuxiliaryLoss
 from recloom_hsnn.callbacks import CollapseMonitor, IndexRefresh
 from recloom_hsnn.losses import node_losses
 from recloom_hsnn.model import HSNN
@@ -23,6 +24,7 @@ from recloom_hsnn.nodes import HierarchicalIndex, usage
 from recloom_hsnn.retrieval import HSNNIndex
 from recloom_hsnn.scorer import MoNNConfig
 from recloom_hsnn.settings import NodesConfig
+from recloom_hsnn.towers import Tower
 
 
 def test_soft_assignment_and_residual_levels_are_algorithm_1() -> None:
@@ -186,6 +188,32 @@ def test_losses_of_both_presets_are_those_written_here(fidelity: str) -> None:
         torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
         got, own = (torch.autograd.grad(each, items, retain_graph=True)[0] for each in (parts[name], value))
         torch.testing.assert_close(got, scale * own, atol=1e-7, rtol=1e-4)
+
+
+class _Taxed(Tower):
+    """A tower one part of which has a loss of its own, as DIEN's has."""
+
+    def __init__(self, schema: dict) -> None:
+        super().__init__(schema)
+        self.tax = AuxiliaryLoss()
+        self.tax.rate = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, *inputs) -> torch.Tensor:
+        if self.training:
+            self.tax.auxiliary_loss = 3 * self.tax.rate
+        return super().forward(*inputs)
+
+
+def test_a_towers_own_losses_are_among_the_models() -> None:
+    """Before the nodes begin and after."""
+    data = world(num_train=2048)
+    pl.seed_everything(0, verbose=False)
+    model = HSNN(data.schema, nodes=NodesConfig(sizes=[4], start=0.5), user_tower=_Taxed)
+    tax, rates = model.user_encoder.tower.tax, []
+    trained(model, data, _Steps(lambda trainer: rates.append(float(tax.rate.detach()))))
+    assert model.index.ready
+    assert 1 > rates[0] > rates[1] > rates[2] > rates[3]
+    assert tax.auxiliary_loss is None
 
 
 def test_v3_is_joint_from_the_first_step_and_revives_nothing() -> None:

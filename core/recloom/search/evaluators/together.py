@@ -21,7 +21,26 @@ from recloom.search.evaluator import Evaluator, SearchContext
 from recloom.search.evaluators.scratch import FromScratch
 from recloom.search.space import Genotype
 from recloom.search.training import METRICS, candidate_seed, diverged, fit
-from recloom.sequence import AuxiliaryLoss, take_auxiliary_losses
+
+_OWN_LOOP = (
+    "training_step",
+    "backward",
+    "configure_optimizers",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "lr_scheduler_step",
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
+"""Methods of a module that Lightning calls while it trains, and that a group does not call of its members."""
 
 
 class Together(Evaluator):
@@ -30,7 +49,8 @@ class Together(Evaluator):
     A step is one of every candidate on the same batch: the batch is read once, and the training loop's own work, which
     is a good part of a small model's step, is done once. Each candidate keeps its weights, its optimizer, its clipping
     and its random numbers; one that diverges is left out from then on. It pays for candidates whose step takes a few
-    milliseconds, and needs the memory of all that are trained at once.
+    milliseconds, and needs the memory of all that are trained at once. Models that change the training loop by methods
+    of their own (an `optimizer_step`, an `on_train_batch_start`, ...) are refused: these would be left out.
 
     Metrics: those of FromScratch.
 
@@ -92,11 +112,23 @@ class Together(Evaluator):
                 members.append(self.context.space.build(genotype, self.context.schema))
                 if self.scratch.optimizer is not None:
                     members[-1].optimizer_config = self.scratch.optimizer
+                refuse_own_loop(members[-1])
                 states.append(torch.get_rng_state())
             group = Group(members, states)
             options = {"max_epochs": self.scratch.epochs, "max_steps": self.scratch.max_steps, **self.scratch.trainer}
             fit(group, self.scratch.loader(), options)
         return group
+
+
+def refuse_own_loop(module: RankingModule) -> None:
+    """Raise RecloomError if `module` has a training loop that is not RankingModule's."""
+    kind = type(module)
+    own = [name for name in _OWN_LOOP if getattr(kind, name) is not getattr(RankingModule, name)]
+    if own:
+        raise RecloomError(
+            f"Together: {kind.__name__} has its own {', '.join(own)}, which training side by side would leave out",
+            "Use the evaluator FromScratch.",
+        )
 
 
 class Group(pl.LightningModule):
@@ -138,10 +170,6 @@ class Group(pl.LightningModule):
         for member, own in zip(self._models(), inner.optimizers, strict=True):
             member.configure_gradient_clipping(own, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_fit_start(self) -> None:
-        """Find the losses that parts of the members have."""
-        self._auxiliary = [[m for m in member.modules() if isinstance(m, AuxiliaryLoss)] for member in self.members]
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses of those that have not diverged: gradients of one know nothing of the others."""
         losses = []
@@ -149,7 +177,7 @@ class Group(pl.LightningModule):
             if self.reasons[place]:
                 continue
             torch.set_rng_state(self._states[place])
-            loss = member.loss(member.logits(batch), batch) + sum(take_auxiliary_losses(self._auxiliary[place]))
+            _, loss = member.training_loss(batch)
             self._states[place] = torch.get_rng_state()
             if math.isfinite(float(loss.detach())):
                 losses.append(loss)
@@ -158,11 +186,13 @@ class Group(pl.LightningModule):
         self.trainer.should_stop = not losses
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.device, requires_grad=True)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Tell plugins."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then tell plugins of the members that were updated."""
+        super().optimizer_step(*args, **kwargs)
         self._updates += 1
-        for member in self._models():
-            host().hook.on_parameters_updated(module=member, step=self._updates)
+        for place, member in enumerate(self._models()):
+            if not self.reasons[place]:
+                host().hook.on_parameters_updated(module=member, step=self._updates)
 
     def _models(self) -> list[RankingModule]:
         return [cast(RankingModule, member) for member in self.members]
