@@ -27,6 +27,7 @@ class Entry:
         plugin: The plugin that registered it.
         summary: One line for `recloom components`.
         extra: The optional dependency group that its module needs, if any.
+        distribution: The installed package that the plugin, and its extras, are of.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Entry:
     plugin: str
     summary: str = ""
     extra: str = ""
+    distribution: str = "recloom"
 
     def load(self) -> Any:
         """Import and return the component.
@@ -46,7 +48,8 @@ class Entry:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, OSError, AttributeError) as error:
-            hint = f"Try: pip install 'recloom[{self.extra}]'" if self.extra else f"It is registered as {self.path!r}."
+            wanted = f"{self.distribution}[{self.extra}]"
+            hint = f"Try: pip install {wanted!r}" if self.extra else f"It is registered as {self.path!r}."
             raise ComponentImportError(
                 f"{self.kind} {self.name!r} (plugin {self.plugin!r}) cannot be imported: {error}", hint
             ) from error
@@ -58,18 +61,20 @@ class Registry(Generic[T]):
     Args:
         kind: Singular name of the kind, as error messages use it.
         plugin: Owner recorded with each added entry.
+        distribution: The installed package that the owner is of.
     """
 
-    def __init__(self, kind: str, plugin: str = "recloom") -> None:
+    def __init__(self, kind: str, plugin: str = "recloom", distribution: str = "recloom") -> None:
         self.kind = kind
         self.plugin = plugin
+        self.distribution = distribution
         self._entries: dict[str, Entry] = {}
 
     def add(self, name: str, path: str, *, summary: str = "", extra: str = "") -> None:
         """Register the component at import path `path` ("package.module:Attribute") under `name`."""
         if ":" not in path:
             raise RecloomError(f"{self.kind} {name!r}: {path!r} is no import path", "Write 'package.module:Attribute'.")
-        self._insert(Entry(self.kind, name, path, self.plugin, summary, extra))
+        self._insert(Entry(self.kind, name, path, self.plugin, summary, extra, self.distribution))
 
     def _insert(self, entry: Entry) -> None:
         if other := self._entries.get(entry.name):
@@ -147,10 +152,10 @@ class Catalog:
     experiments: Registry[Any]
     commands: Registry[Any]
 
-    def __init__(self, plugin: str = "recloom") -> None:
+    def __init__(self, plugin: str = "recloom", distribution: str = "recloom") -> None:
         self.plugin = plugin
         for attribute, kind in KINDS.items():
-            setattr(self, attribute, Registry(kind, plugin))
+            setattr(self, attribute, Registry(kind, plugin, distribution))
 
     def registries(self) -> dict[str, Registry[Any]]:
         """Return the registries by attribute name."""

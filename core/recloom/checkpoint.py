@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import random
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,30 @@ def load_weights(module: torch.nn.Module, path: str | Path) -> None:
         if own[name].shape != state[name].shape
     ]
     if problems:
-        shown = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise RecloomError(f"{path}: its weights do not fit the model: {shown}", "Use the run's own config.yaml.")
+        raise misfit(path, problems)
     module.load_state_dict(state)
+
+
+def misfit(path: str | Path, problems: list[str]) -> RecloomError:
+    """Return the error about a checkpoint whose weights are another model's."""
+    shown = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+    return RecloomError(f"{path}: its weights do not fit the model: {shown}", "Use the run's own config.yaml.")
+
+
+def explain_restoring(error: Exception, path: str | Path) -> RecloomError | None:
+    """Return the error behind what torch raised while a Trainer restored the checkpoint at `path`; None if another."""
+    text = str(error)
+    if "loading state_dict for" in text:
+        found = [f"{name} is missing" for name in _names(text, "Missing")]
+        found += [f"{name} is not of this model" for name in _names(text, "Unexpected")]
+        sizes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\) from .*?Size\((.*?)\)", text)
+        return misfit(path, found + [f"{name} is {there} there, {here} here" for name, there, here in sizes])
+    if text.startswith("loaded state dict "):  # torch.optim.Optimizer.load_state_dict
+        cause = text.removeprefix("loaded state dict ")
+        return RecloomError(f"{path}: its optimizer's state {cause}", "Use the run's own config.yaml.")
+    return None
+
+
+def _names(text: str, kind: str) -> list[str]:
+    told = re.search(rf"{kind} key\(s\) in state_dict: (.*)", text)
+    return re.findall(r'"([^"]+)"', told[1]) if told else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -57,6 +58,15 @@ class OptimizerConfig:
     warmup_steps: int = 0
     decay_start: int = 0
     decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no training can use."""
+        least = ("dense_lr", "sparse_lr", "sparse_eps", "warmup_steps", "decay_start", "decay_steps")
+        for name in (*least, "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value < math.inf and (value or name != "clip_norm")):
+                wanted = "a positive number" if name == "clip_norm" else "0 or a positive number"
+                raise RecloomError(f"optimizer.{name} is {value}", f"Give {wanted}.")
 
 
 class CompositeOptimizer(torch.optim.Optimizer):
@@ -229,7 +239,7 @@ def lr_policy(config: OptimizerConfig, lr: float) -> Callable[[int], float]:
         if not decay or step < start:
             return 1.0
         left = max(0, decay - (step - start)) / decay
-        return max(left**2, LR_FLOOR / lr)
+        return max(left**2, LR_FLOOR / lr if lr else 0.0)
 
     return factor
 

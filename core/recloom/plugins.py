@@ -54,7 +54,7 @@ class PluginHost:
         loaded = [(point, *self._load(point, disabled)) for point in ordered]
         # recloom's own plugins name their components first: whoever clashes with them is the one left out
         for point, info, plugin in sorted(reversed(loaded), key=lambda item: not _ours(item[0])):
-            self.plugins.append(info if plugin is None else self._fill(point.name, info, plugin))
+            self.plugins.append(info if plugin is None else self._fill(point, info, plugin))
         self.plugins.sort(key=lambda info: info.name)
 
     @property
@@ -80,9 +80,9 @@ class PluginHost:
             return _failed(info, error), None
         return replace(info, summary=(plugin.__doc__ or "").strip().split("\n")[0]), plugin
 
-    def _fill(self, name: str, info: PluginInfo, plugin: Any) -> PluginInfo:
+    def _fill(self, point: EntryPoint, info: PluginInfo, plugin: Any) -> PluginInfo:
         """Let a plugin name its components, all or none."""
-        scratch = Catalog(name)
+        scratch = Catalog(point.name, point.dist.name if point.dist else "recloom")
         try:
             if not hasattr(plugin, "register"):
                 raise AttributeError("it has no register(catalog) function marked with recloom.hookimpl")

@@ -110,14 +110,24 @@ def test_a_damaged_checkpoint_is_refused_before_training_goes_on(root: Path, who
 
 
 def test_runs_get_folders_of_their_own(root: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        assert fit(root, tmp_path, "--trainer.max_steps=3", "--trainer.limit_val_batches=1").code == 0
+    for limit in ("--trainer.max_steps=3", "--trainer.max_epochs=null"):
+        few = ("--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
+        assert fit(root, tmp_path, limit, *few).code == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["dlrm-synthetic", "dlrm-synthetic-2"]
     taken = fit(root, tmp_path, "--run_dir=runs/dlrm-synthetic")
     assert taken.code == 2
     assert "already holds a run" in taken.err
+    config = tmp_path / "runs/dlrm-synthetic-2/config.yaml"
+    before = config.read_text()
+    assert "max_epochs: 1\n" in before  # no limit is one pass, not Lightning's thousand
+    (tmp_path / "runs/dlrm-synthetic-3").mkdir()  # a start that failed before its first checkpoint is not the last run
+    shutil.copy(config, tmp_path / "runs/dlrm-synthetic-3")
+    other = fit(root, tmp_path, "--ckpt_path=last", "--model.interaction=CrossNet")
+    assert other.code == 2
+    assert "dlrm-synthetic-2/checkpoints/last.ckpt: its weights do not fit the model: inter_arch" in other.err
+    assert config.read_text() == before, "a resumption that failed changed the run"
     with contextlib.chdir(tmp_path):
-        done = run_cli(["predict", "--config", "runs/dlrm-synthetic-2/config.yaml"])
+        done = run_cli(["predict", "--run", "runs/dlrm-synthetic-2"])
     assert done.code == 0, done.err
     assert (tmp_path / "runs/dlrm-synthetic-2/predictions.parquet").exists()
 
@@ -126,6 +136,10 @@ def test_runs_get_folders_of_their_own(root: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--model.interaction", "CrossNett"], ["'CrossNett'", "'CrossNet'"]),
+        (["--model.interaction", "DLRM"], ["DLRM is a model", "CrossNet, DotInteraction"]),
+        (["--model.optimizer.sparse_lr", "-1"], ["optimizer.sparse_lr is -1"]),
+        (["--model.optimizer.sparse", "adam"], ["model.optimizer.sparse", "'sgd', 'rowwise_adagrad' or 'adagrad'"]),
+        (["--checkpoint.mode", "maximum"], ["checkpoint.mode", "'min' or 'max'"]),
         (["--model.embeding_dim", "3"], ["DLRM has no option 'embeding_dim'", "'embedding_dim'"]),
         (["--model.optimizer.dense_lrr", "3"], ["OptimizerConfig has no option", "'dense_lr'"]),
         (["--model.interaction.itslf", "true"], ["DotInteraction has no option 'itslf'", "'itself'"]),

@@ -168,6 +168,7 @@ def test_policy_warms_up_holds_and_decays_without_a_jump():
     assert values[:9] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert values[9:] == pytest.approx([0.5625, 0.25, 0.0625, 1e-7, 1e-7])
     assert lr_policy(OptimizerConfig(decay_steps=2), lr=10.0)(5) == pytest.approx(1e-8)
+    assert lr_policy(OptimizerConfig(decay_steps=2), lr=0.0)(1) == 0.25  # a table that stays as it is
     with pytest.raises(RecloomError, match="decay_start 2 is before the end of the warm-up"):
         lr_policy(OptimizerConfig(warmup_steps=4, decay_start=2, decay_steps=4), lr=1.0)
 
@@ -177,6 +178,9 @@ def test_mistakes_in_the_configuration_are_explained():
         build_optimizer(Model(), OptimizerConfig("adagrad"))
     with pytest.raises(RecloomError, match="momentun"):
         build_optimizer(Model(), OptimizerConfig(dense_options={"momentun": 0.9}))
+    for wrong in ({"dense_lr": -1.0}, {"sparse_lr": float("nan")}, {"clip_norm": 0.0}, {"warmup_steps": -1}):
+        with pytest.raises(RecloomError, match=f"optimizer.{next(iter(wrong))} is"):
+            OptimizerConfig(**wrong)
 
 
 def _rank(rank, port, path):

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import textwrap
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -99,8 +99,11 @@ def test_a_component_that_cannot_be_imported_says_which_extra_to_install(tmp_pat
     (tmp_path / "stranger_lazy_parts.py").write_text("raise OSError('libgraph.so: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
     catalog = PluginHost(points).catalog
-    with pytest.raises(ComponentImportError, match=r"(?s)model 'A' \(plugin 'lazy'\).*libgraph.*recloom\[graphs\]"):
+    with pytest.raises(ComponentImportError, match=r"(?s)model 'A' \(plugin 'lazy'\).*libgraph.*'recloom\[graphs\]'"):
         catalog.models.load("A")
+    theirs = PluginHost(entry_points(group=GROUP, name="lazy")).catalog  # found on the path, with its distribution
+    with pytest.raises(ComponentImportError, match=r"pip install 'strangers\[graphs\]'"):
+        theirs.models.load("A")
     with pytest.raises(ComponentImportError, match=r"(?s)model 'B'.*has no attribute 'Missing'.*stranger_lazy:Missing"):
         catalog.models.load("B")
 

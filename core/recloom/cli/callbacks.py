@@ -7,13 +7,15 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+
+from recloom.errors import RecloomError
 
 
 @dataclass
@@ -28,7 +30,12 @@ class CheckpointConfig:
 
     every_n_steps: int = 1000
     monitor: str = "val_ne"
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        """Refuse what no fit can follow."""
+        if self.every_n_steps < 1:
+            raise RecloomError(f"checkpoint.every_n_steps is {self.every_n_steps}", "Give 1 or more.")
 
 
 class LastCheckpoint(ModelCheckpoint):

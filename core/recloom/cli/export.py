@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from recloom.cli import rundir
 from recloom.errors import RecloomError
 
 EPILOG = """The file's inputs are described in FILE.json beside it. One-hot data: `sparse`, batch x features;
@@ -77,19 +78,6 @@ def source(options: argparse.Namespace) -> tuple[Path, Path]:
     if options.config is not None:
         if options.ckpt_path in (None, "last", "best"):
             raise RecloomError("--config needs --ckpt_path FILE", "Or give --run DIR.")
-        return Path(options.config), _existing(Path(options.ckpt_path))
+        return Path(options.config), Path(options.ckpt_path)
     run = Path(options.run)
-    if not (run / "config.yaml").exists():
-        raise RecloomError(f"{run}: there is no run here: no config.yaml", "Train first: recloom fit ...")
-    if options.ckpt_path not in (None, "last", "best"):
-        return run / "config.yaml", _existing(Path(options.ckpt_path))
-    checkpoint = run / "checkpoints" / f"{options.ckpt_path or 'best'}.ckpt"
-    if options.ckpt_path is None and not checkpoint.exists():
-        checkpoint = run / "checkpoints" / "last.ckpt"
-    return run / "config.yaml", _existing(checkpoint)
-
-
-def _existing(checkpoint: Path) -> Path:
-    if not checkpoint.exists():
-        raise RecloomError(f"{checkpoint}: there is no such checkpoint", "Name a .ckpt file of a run's checkpoints.")
-    return checkpoint
+    return run / "config.yaml", rundir.checkpoint_of(run, options.ckpt_path)

@@ -21,6 +21,7 @@ _OWNER = re.compile(r"Given value: Namespace\(class_path='(?P<path>[^']+)'")
 _NAME = re.compile(
     r"Expected a dot import path string: (?P<name>[^\s]+)|(?:Import of|No module named) '?(?P<module>[\w.]+)"
 )
+_EXPECTED = re.compile(r"Expected an? (?:<class '(?P<type>\w+)'>|typing\.Literal\[(?P<literal>.*?)\])\. Got value:")
 _DENIED = re.compile(r"Importing '(?P<path>[^']+)' is not allowed")
 _VALUE = re.compile(r"Given value: (?P<value>.+)")
 _KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\"")
@@ -53,17 +54,14 @@ def explain(message: str, options: Sequence[str] = FIT_OPTIONS) -> RecloomError:
         return _unknown_option(name, owner, where, options)
     names = [match["name"] for match in _NAME.finditer(message) if match["name"]]
     if names:
-        known = [
-            e.name for e in catalog().entries() if e.kind not in ("command", "benchmark", "experiment", "raw format")
-        ]
-        return UnknownNameError(
-            f"{where or 'config'}: there is no component named {names[-1]!r}", suggest(names[-1], known)
-        )
+        return _unknown_component(names[-1], where)
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     causes = [line for line in lines if not _is_frame(line)]
     value = _VALUE.findall(message)
     cause = causes[-1] if causes else lines[0] if lines else message
-    shown = f" (given: {value[0][:80]})" if value and value[0] not in cause else ""
+    told = bool(_EXPECTED.search(cause)) or not value or value[0] in cause or value[0].startswith("NestedArg(")
+    cause = _EXPECTED.sub(_wanted, cause)
+    shown = "" if told else f" (given: {value[0][:80]})"
     prefix = f"{where}: " if where and where not in cause else ""
     return RecloomError(f"{prefix}{cause}{shown}", "See the options with --help.")
 
@@ -89,9 +87,33 @@ def _told_by_union(message: str) -> RecloomError | None:
     return RecloomError(f"{owner['path'].rpartition('.')[2]}: {cause}" if owner else cause, hint.strip())
 
 
+def _wanted(found: re.Match[str]) -> str:
+    """Return what jsonargparse expected, without its type hint's notation."""
+    if found["type"]:
+        return f"Expected {'an' if found['type'][0] in 'aeiou' else 'a'} {found['type']}. Got value:"
+    *most, last = found["literal"].split(", ")
+    return f"Expected {', '.join(most) + ' or ' if most else ''}{last}. Got value:"
+
+
 def _is_frame(line: str) -> bool:
     starts = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>", "Parser key")
     return line.startswith(starts) or line.startswith("Problem with given class_path") or line.startswith("usage:")
+
+
+def _unknown_component(name: str, where: str) -> RecloomError:
+    """Return the error about a name that is no component, or is one of another kind than is wanted at `where`."""
+    others = ("command", "benchmark", "experiment", "raw format")
+    entries = [entry for entry in catalog().entries() if entry.kind not in others]
+    leaf = where.rpartition(".")[2]
+    kind = KINDS.get(f"{leaf}s", "")
+    place = where or "config"
+    if found := [entry.kind for entry in entries if entry.name == name]:
+        wanted = sorted(entry.name for entry in entries if entry.kind == kind)
+        hint = f"Known: {', '.join(wanted)}." if wanted else "See recloom components."
+        is_a = f"{name} is {'an' if found[0][0] in 'aeiou' else 'a'} {found[0]}"
+        return UnknownNameError(f"{place}: {is_a}, which does not fit here", hint)
+    known = [entry.name for entry in entries if not kind or entry.kind == kind]
+    return UnknownNameError(f"{place}: there is no {kind or 'component'} named {name!r}", suggest(name, known))
 
 
 def _unknown_option(name: str, class_path: str, where: str, options: Sequence[str]) -> RecloomError:

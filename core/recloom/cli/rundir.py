@@ -1,4 +1,4 @@
-"""The folder of a run: where a new one goes, and which one `--ckpt_path last|best` means."""
+"""The folder of a run: where a new one goes, which one `--ckpt_path last|best` means, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from recloom.cli.mention import config_files
 from recloom.errors import RecloomError
+
+NAMES = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,10 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
 
     A new fit gets a folder of its own: `run_dir`, or runs/NAME of the config file, numbered if it is taken; `run_dir`
     may hold a run that ended before its first checkpoint. With `--ckpt_path last` or `best`, and for other commands, it
-    is the newest run of that name; with a checkpoint file it is the run that the file lies in.
+    is the newest run of that name that has that checkpoint; with a checkpoint file it is the run that the file lies in.
     """
-    if ckpt_path is not None and ckpt_path not in ("last", "best"):
-        file = Path(ckpt_path)
-        if not file.exists():
-            raise RecloomError(f"{file}: there is no such checkpoint", "Give a file, or `last`, or `best`.")
+    if ckpt_path is not None and ckpt_path not in NAMES:
+        file = _existing(Path(ckpt_path))
         inside = file.parent.name == "checkpoints"
         return Choice(Path(run_dir) if run_dir else file.parent.parent if inside else file.parent, file)
     base = Path(run_dir) if run_dir else Path("runs") / _stem(argv, model)
@@ -64,18 +64,48 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
         return Choice(base if not base.exists() or run_dir else _next(base), None)
     if not existing:
         raise RecloomError(f"{base}: there is no run here to take a checkpoint from", "Train first: recloom fit ...")
-    path = existing[-1]
-    wanted = ckpt_path or "best"
-    checkpoints = path / "checkpoints"
-    found = checkpoints / f"{wanted}.ckpt"
-    if not found.exists() and ckpt_path is None:
-        found = checkpoints / "last.ckpt"
-    if not found.exists():
+    written = [path for path in existing if _named(path, ckpt_path).exists()]
+    path = written[-1] if written else existing[-1]
+    return Choice(path, checkpoint_of(path, ckpt_path))
+
+
+def checkpoint_of(run: Path, ckpt_path: str | None) -> Path:
+    """Return a checkpoint of the run in folder `run`: `last`, `best`, a file; None is the best, else the last.
+
+    Raises:
+        RecloomError: There is no run, or no such checkpoint.
+    """
+    if not (run / "config.yaml").exists():
+        raise RecloomError(f"{run}: there is no run here: no config.yaml", "Train first: recloom fit ...")
+    return _existing(_named(run, ckpt_path))
+
+
+def with_run(command: str, argv: list[str], ckpt_path: str | None) -> tuple[list[str], str | None]:
+    """Return `argv` and `ckpt_path` with what `--run DIR` stands for: the run's config, folder and checkpoint."""
+    argv, run = take_option(argv, "--run")
+    if run is None:
+        return argv, ckpt_path
+    if command == "fit":
+        ckpt_path = ckpt_path or "last"
+    checkpoint_of(Path(run), ckpt_path)
+    return ["--config", str(Path(run) / "config.yaml"), "--run_dir", run, *argv], ckpt_path
+
+
+def _named(run: Path, ckpt_path: str | None) -> Path:
+    folder = run / "checkpoints"
+    if ckpt_path is None:
+        best = folder / "best.ckpt"
+        return best if best.exists() else folder / "last.ckpt"
+    return folder / f"{ckpt_path}.ckpt" if ckpt_path in NAMES else Path(ckpt_path)
+
+
+def _existing(checkpoint: Path) -> Path:
+    if not checkpoint.exists():
         raise RecloomError(
-            f"{found}: there is no such checkpoint",
-            "The run ended before it wrote one; start it again without --ckpt_path.",
+            f"{checkpoint}: there is no such checkpoint",
+            "Name a .ckpt file, `last` or `best`; a run that wrote none starts again without --ckpt_path.",
         )
-    return Choice(path, found)
+    return checkpoint
 
 
 def choose_search(run_dir: str | None, resume: bool, argv: list[str], space: str) -> Path:

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
             yaml.safe_load(text),
             config.progress,
             config.finish,
-            on_ready=lambda: helpers.extend(_start(argv, folder) for _ in range(config.workers - 1)),
+            on_ready=lambda: helpers.extend(_start(argv, folder, config.workers) for _ in range(config.workers - 1)),
         )
     except KeyboardInterrupt:
         print(f"\nfinished trials are kept in {folder}; go on with --resume --run_dir {folder}", file=sys.stderr)
@@ -144,14 +144,14 @@ def _with_own_config(argv: list[str]) -> list[str]:
     return argv
 
 
-def _start(argv: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start another worker on the search in `folder`."""
+def _start(argv: list[str], folder: Path, workers: int) -> subprocess.Popen[bytes]:
+    """Start another of `workers` workers on the search in `folder`, with its share of the CPUs."""
     rest = argv
     for option in ("--run_dir", "--workers", "--progress", "--finish"):
         rest, _ = rundir.take_option(rest, option)
     own = ["--run_dir", str(folder), "--workers=1", "--progress=false", "--finish=false"]
     command = [sys.executable, "-m", "recloom.cli.main", "search", *(a for a in rest if a != "--resume"), *own]
-    threads = str(max(1, machine.cpus() // 2))
+    threads = str(max(1, machine.cpus() // workers))
     return subprocess.Popen([*command, "--resume"], env={"OMP_NUM_THREADS": threads, **os.environ})
 
 

@@ -19,11 +19,13 @@ from recloom.cli.loggers import run_loggers
 from recloom.errors import RecloomError
 from recloom.plugins import catalog
 
+RUN = " --run DIR stands for --config DIR/config.yaml --run_dir DIR"
 DESCRIPTION = {
-    "fit": "Train a model. The run's folder gets its config, checkpoints, metrics and report.",
-    "validate": "Evaluate a checkpoint on the validation rows.",
-    "test": "Evaluate a checkpoint on the test rows.",
-    "predict": "Write a checkpoint's predictions to predictions.parquet in the run's folder.",
+    "fit": "Train a model. The run's folder gets its config, checkpoints, metrics and report. It takes one pass over"
+    " the data, unless --trainer.max_epochs, max_steps or max_time says otherwise." + RUN + " --ckpt_path last.",
+    "validate": "Evaluate a checkpoint on the validation rows." + RUN + ".",
+    "test": "Evaluate a checkpoint on the test rows." + RUN + ".",
+    "predict": "Write a checkpoint's predictions to predictions.parquet in the run's folder." + RUN + ".",
 }
 
 
@@ -51,6 +53,16 @@ class RecloomCLI(LightningCLI):
         self.argv = argv
         self.ckpt_path = ckpt_path
         self.run_dir = Path()
+        try:
+            self._start()
+        except (RuntimeError, ValueError) as error:
+            cause = None if self.ckpt_path is None else checkpoint.explain_restoring(error, self.ckpt_path)
+            if cause is None:
+                raise
+            raise cause from error
+
+    def _start(self) -> None:
+        command = self.command
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -62,7 +74,7 @@ class RecloomCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_class=RecloomParser,
             parser_kwargs={"allow_abbrev": False, command: {"description": DESCRIPTION[command]}},
-            args=[command, *argv],
+            args=[command, *self.argv],
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -93,7 +105,11 @@ class RecloomCLI(LightningCLI):
         config["weights_only"] = True
         if choice.checkpoint is not None and os.environ.get("LOCAL_RANK", "0") == "0":
             checkpoint.read(choice.checkpoint, whole=False)  # Lightning reads it too, and compares no checksum
-        config["ckpt_path"] = None if choice.checkpoint is None else str(choice.checkpoint)
+        config["ckpt_path"] = self.ckpt_path = None if choice.checkpoint is None else str(choice.checkpoint)
+        trainer = config["trainer"]
+        unlimited = trainer.get("max_epochs") is None and trainer.get("max_time") is None
+        if self.command == "fit" and unlimited and trainer.get("max_steps") in (None, -1):
+            trainer["max_epochs"] = 1  # Lightning's own default is 1000
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add recloom's loggers and callbacks to what the config asks for."""
@@ -125,17 +141,23 @@ class RecloomCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the run's config.yaml, aside first; a resumed run keeps the earlier one beside it."""
+    """Writes the run's config.yaml, aside first; a resumed run keeps the earlier one beside it.
+
+    It does so once the checkpoint is restored: a model that does not fit it leaves the run as it was.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the config when a fit starts, on rank 0."""
-        if stage == "fit" and trainer.is_global_zero:
+        """Write nothing yet."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the config when training starts, on rank 0."""
+        if trainer.is_global_zero:
             rundir.save_config(Path(self.config.run_dir), self.parser.dump(self.config, skip_none=False))
 
 
 def run(command: str, argv: list[str]) -> int:
     """Run one of Lightning's subcommands; what was mentioned is imported first, so that short names resolve."""
-    argv, ckpt_path = rundir.take_option(argv, "--ckpt_path")
+    argv, ckpt_path = rundir.with_run(command, *rundir.take_option(argv, "--ckpt_path"))
     mention.load_mentioned(argv)
     # Trainer.fit's children of a multi-process launch parse sys.argv again: it holds the same arguments
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -146,6 +168,8 @@ def run(command: str, argv: list[str]) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer turns Ctrl-C into exit(1)
             raise KeyboardInterrupt from None
         raise
+    except MisconfigurationException as error:
+        raise RecloomError(str(error).strip().split("\n")[0], "RECLOOM_TRACEBACK=1 shows where.") from error
     except ValueError as error:
         if (cause := problems.user_error(error)) is not None:
             raise cause from error
