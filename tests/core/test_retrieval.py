@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ import torch
 from recloom.errors import DataError, RecloomError
 from recloom.plugins import catalog
 from recloom.retrieval import snapshot
+from recloom.retrieval.build import build
 from recloom.retrieval.cascade import combine
 from recloom.retrieval.index import Filter, Parts, RetrievalIndex
 from recloom.retrieval.rows import Rows, distinct
@@ -151,6 +153,26 @@ def test_an_empty_index_and_wrong_input(kind: str) -> None:
     with pytest.raises(RecloomError, match="k is 0"):
         index.search(users, 0)
     assert len(index) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("FlatIP", {}, "FlatIP searches inner products"),
+        ("HSNN", {"shair": 0.1}, "no option of HSNN named 'shair'"),
+        ("HSNN", {"share": "x"}, "share is 'x'\n  Its type is float"),
+        ("HSNN", {"seed": True}, "seed is True"),
+        ("HSNN", {"share": 2}, "share is 2"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_exported(
+    kind: str, options: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    model = Mock(spec=["eval", "user_encoder", "item_encoder"])  # encoders that nothing could export
+    model.eval.return_value.parts.return_value = parts("HSNN")
+    with pytest.raises(RecloomError, match=said):
+        build(tmp_path / "index", model, Mock(), kind, options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_crash_while_writing_leaves_the_old_snapshot(tmp_path: Path) -> None:

@@ -86,12 +86,14 @@ def build(
     """
     if folder.exists():
         raise RecloomError(f"{folder} exists already", "Choose another --out, or change it: recloom index upsert.")
+    index: Any = retriever.check_options(kind, options)
     parts = module.eval().parts()
     encoders: list[RankingModule] = [module.user_encoder, module.item_encoder]
     if first is not None:
         narrow = first.eval().parts()
         encoders = [SideBySide.of(first.user_encoder, encoders[0]), SideBySide.of(first.item_encoder, encoders[1])]
         parts = dataclasses.replace(combine(narrow, parts), scorers={"score": parts.scorers["score"]})
+    index(parts, **options)  # what it refuses, it refuses before minutes of exports
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recloom import archives, intact, programs
 from recloom.batch import Batch
-from recloom.errors import DataError, unknown
+from recloom.errors import DataError, RecloomError, unknown
 from recloom.features import FeatureSchema
 from recloom.plugins import catalog
 from recloom.retrieval import snapshot
@@ -28,6 +28,7 @@ from recloom.retrieval.rows import Rows
 
 MANIFEST, TABLES = "manifest.json", "tables.npz"
 BLOCK = 4096
+_PLAIN: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
 
 class Deferred:
@@ -156,12 +157,23 @@ def make_index(folder: Path, manifest: dict[str, Any], scorers: Mapping[str, Sco
     parts = Parts(
         manifest["user_dim"], manifest["item_dim"], manifest["inner_product"], scorers, tables, manifest["facts"]
     )
-    kind: Any = catalog().indexes.load(manifest["index"])
-    known = list(inspect.signature(kind).parameters)[1:]
-    for name in manifest["options"]:
-        if name not in known:
-            raise unknown(f"option of {manifest['index']}", name, known)
+    kind: Any = check_options(manifest["index"], manifest["options"])
     return kind(parts, **manifest["options"])
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> type[RetrievalIndex]:
+    """Return the index named `name`; RecloomError about one of its `options` that it lacks or whose type is wrong."""
+    kind = catalog().indexes.load(name)
+    known = dict(list(inspect.signature(kind).parameters.items())[1:])
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
+        hint = known[option].annotation  # a string where annotations are not evaluated
+        wanted = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+        fits = isinstance(value, _PLAIN.get(wanted, object))
+        if not fits or (isinstance(value, bool) and wanted in ("int", "float")):
+            raise RecloomError(f"{name}: {option} is {value!r}", f"Its type is {wanted}.")
+    return kind
 
 
 def load_program(path: Path) -> Callable[..., Tensor]:
