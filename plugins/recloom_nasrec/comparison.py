@@ -21,19 +21,19 @@ from recloom_nasrec.sampling import STRATEGIES, Strategy
 from recloom_nasrec.space import NASRecSpace
 from recloom_nasrec.supernet import NASRecSupernet
 
-ADAM = OptimizerConfig("Adam", 0.01, {}, "rowwise_adagrad", 0.6, clip_norm=5.0, warmup_steps=100)
+ADAM = OptimizerConfig("Adam", 0.005, {}, "rowwise_adagrad", 0.2, clip_norm=5.0, warmup_steps=100)
 
 
 BASELINES = ("DLRM", "DCN V2")
 SMALL: dict[str, tuple[tuple[int, tuple[int, ...], dict[str, Any]], ...]] = {
-    "DLRM": ((16, (64, 32), {}), (32, (48,), {}), (8, (88, 32), {})),
+    "DLRM": ((16, (48, 32), {}), (16, (64,), {}), (8, (64, 32), {})),
     "DCN V2": (
-        (16, (32,), {"layers": 1, "rank": 8}),
-        (8, (48,), {"layers": 2, "rank": 10}),
-        (4, (80,), {"layers": 3}),
+        (16, (16,), {"layers": 2, "rank": 4}),
+        (8, (32,), {"layers": 2, "rank": 8}),
+        (4, (48, 16), {"layers": 2}),
     ),
 }
-"""Shapes of the baselines of 6,500 to 7,700 multiply-accumulates: width of the embeddings, over arch, cross layers."""
+"""Shapes of the baselines of 4,000 to 6,000 multiply-accumulates: width of the embeddings, over arch, cross layers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Setting:
     sparse_dims: tuple[int, ...]
     rows: tuple[int, int, int]
     world: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 6
+    epochs: int = 3
     steps: int = 3000
     warmup_steps: int = 0
     trials: int = 200

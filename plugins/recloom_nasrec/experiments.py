@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from recloom_nasrec.comparison import Setting
 
 SCOPE: dict[Budget, str] = {
-    "small": "60,000 generated clicks a seed, six epochs; the same space and world as medium, a supernet of 2,000 "
+    "small": "60,000 generated clicks a seed, three epochs; the same space and world as medium, a supernet of 2,000 "
     "steps, 48 candidates ranked by it and 3 trained, against 6 random ones trained. It shows that every part runs "
     "and, where models differ by percents, which is better. It cannot show how well supernets rank: six candidates "
     "say next to nothing of that.",
-    "medium": "150,000 generated clicks a seed, six epochs; models of up to 4 blocks in the small space and of at "
-    "most 8,000 multiply-accumulates, a supernet of 6,000 steps, 240 candidates ranked by it and 9 trained, against 12 "
+    "medium": "200,000 generated clicks a seed, three epochs; models of up to 4 blocks in the small space and of at "
+    "most 6,000 multiply-accumulates, a supernet of 4,000 steps, 120 candidates ranked by it and 5 trained, against 12 "
     "random ones trained, and DLRM and DCN V2 in three shapes each, all under the same limit. It shows whether the "
     "search finds small models for planted interactions. It cannot show what real click logs hold.",
     "full": "4 million generated clicks a seed; the full space of 7 blocks at its published widths, a supernet of "
@@ -67,17 +67,18 @@ class NASRecExperiment(Experiment):
 def _medium() -> Setting:
     from recloom_nasrec.comparison import Setting
 
+    cardinalities = (12, 12, 12, 12, 8, 8, 8, 8)
     world = {
-        "cardinalities": (6,) * 8,
+        "cardinalities": cardinalities,
         "multi_hot": {},
-        "num_pairs": 4,
+        "num_pairs": 3,
         "pair_rank": 1,
         "interaction": 0.8,
         "cross": 0.4,
         "signal": 1.8,
     }
-    widths, rows = (8, 16, 32, 64), (150_000, 60_000, 300_000)
-    searched: dict[str, Any] = {"steps": 6000, "trials": 240, "retrain": 9, "candidates": 12, "limit": 8000}
+    widths, rows = (8, 16, 32, 64), (200_000, 60_000, 300_000)
+    searched: dict[str, Any] = {"steps": 4000, "trials": 120, "retrain": 5, "candidates": 12, "limit": 6000}
     return Setting("small", 4, widths, (2, 4, 8), rows, world, **searched)
 
 
