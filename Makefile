@@ -12,7 +12,7 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest -q
 
-# kills, full disks and damaged files, twelve minutes on two cores: not a part of `make test`
+# kills, full disks and damaged files, bounded by a limit for each test: not a part of `make test`
 faults: .venv/.test
 	$(BIN)/python -m pytest -q -n 2 tests/faults
 
