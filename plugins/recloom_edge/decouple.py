@@ -27,7 +27,8 @@ class Decoupled(nn.Module):
         segments: K, the number of segments.
         method: "activity" or "greedy".
         share: Share of the nodes with training events that are decoupled.
-        budget: If it is not 0: as few as bring the longest path of the training events to this length.
+        budget: If it is not 0: as few as bring the longest path of the training events to this length. Paths wait for P
+            that are states.
         free: "learned": P are parameters; "states": P[k, w] is w's state as training reached the segment k.
     """
 
@@ -79,7 +80,8 @@ class Decoupled(nn.Module):
         self.events = max(len(training), 1)
         if not self.share and not self.budget:
             return
-        cut = choose(training, self.method, self.share, self.budget)
+        waits = 1 if self.learned else self.segments
+        cut = choose(training, self.method, self.share, self.budget, waits)
         count = int(cut.sum())
         if count:
             self.cut.copy_(cut)

@@ -9,6 +9,11 @@ typedef struct {
     int32_t level, keep;
 } Node;
 
+/* A decoupled node's last event so far, and its level. */
+typedef struct {
+    int32_t level, event;
+} Last;
+
 static int32_t sweep(int64_t n, const int32_t *restrict source, const int32_t *restrict destination, Node *sources,
                      Node *destinations, int32_t floor, int32_t top, int32_t *restrict out) {
     for (int64_t e = 0; e < n; e++) {
@@ -41,39 +46,37 @@ void edge_levels(int64_t n, const int32_t *source, const int32_t *destination, i
     }
 }
 
-/* Levels of n events of a segment in which decoupled nodes are read as their states at its start. Their levels in
-   `nodes` are those of these states, and stay; `newest` (by node) gets the level of each node's last event. Returns the
-   highest level, `top` at least. */
-int64_t edge_segment(int64_t n, const int32_t *source, const int32_t *destination, int64_t offset, Node *nodes,
-                     int32_t *newest, int64_t top) {
-    for (int64_t e = 0; e < n; e++) {
-        int64_t u = source[e], v = destination[e] + offset;
-        int32_t level = (nodes[u].level > nodes[v].level ? nodes[u].level : nodes[v].level) + 1;
-        newest[u] = newest[v] = level;
-        if (nodes[u].keep) nodes[u].level = level;
-        if (nodes[v].keep) nodes[v].level = level;
-        top = level > top ? level : top;
+/* One longest path of the event graph in which nodes with keep = 0 are read as their states at the start of each of
+   `segments` segments of as many events: as the last event before left them; in the first one they depend on nothing.
+   `event` (by node, filled with -1), `newest` (the same, level and event, zeros and -1) and `before` and `through` (by
+   event) are scratch; `carried` (by node, zeros) counts the path's links through each node that is kept. Returns the
+   path's length. */
+int64_t edge_critical(int64_t n, const int32_t *source, const int32_t *destination, int64_t offset, int64_t num_nodes,
+                      int64_t segments, Node *nodes, int32_t *event, Last *newest, int32_t *before, int32_t *through,
+                      int64_t *carried) {
+    int64_t last = -1, longest = 0, e = 0;
+    for (int64_t segment = 0; segment < segments; segment++) {
+        for (int64_t i = 0; segment && i < num_nodes; i++)
+            if (!nodes[i].keep) nodes[i].level = newest[i].level, event[i] = newest[i].event;
+        for (int64_t stop = n * (segment + 1) / segments; e < stop; e++) {
+            int32_t ends[2] = {source[e], (int32_t)(destination[e] + offset)};
+            int32_t on = nodes[ends[0]].level >= nodes[ends[1]].level ? ends[0] : ends[1];
+            int32_t level = nodes[on].level + 1;
+            before[e] = nodes[on].level ? event[on] : -1;
+            through[e] = on;
+            for (int side = 0; side < 2; side++) {
+                int32_t node = ends[side];
+                if (nodes[node].keep) {
+                    nodes[node].level = level, event[node] = (int32_t)e;
+                } else {
+                    newest[node].level = level, newest[node].event = (int32_t)e;
+                }
+            }
+            if (level > longest) longest = level, last = e;
+        }
     }
-    return top;
-}
-
-/* One longest path of the event graph in which nodes with keep = 0 depend on nothing. `event` (by node, filled with -1)
-   and `before` and `through` (by event) are scratch; `carried` (by node, zeros) counts the path's links through each
-   node. Returns the path's length. */
-int64_t edge_critical(int64_t n, const int32_t *source, const int32_t *destination, int64_t offset, Node *nodes,
-                      int32_t *event, int32_t *before, int32_t *through, int64_t *carried) {
-    int64_t last = -1, longest = 0;
-    for (int64_t e = 0; e < n; e++) {
-        int32_t u = source[e], v = (int32_t)(destination[e] + offset);
-        int32_t on = nodes[u].level >= nodes[v].level ? u : v;
-        int32_t level = nodes[on].level + 1;
-        before[e] = nodes[on].level ? event[on] : -1;
-        through[e] = on;
-        if (nodes[u].keep) nodes[u].level = level, event[u] = (int32_t)e;
-        if (nodes[v].keep) nodes[v].level = level, event[v] = (int32_t)e;
-        if (level > longest) longest = level, last = e;
-    }
-    for (int64_t e = last; e >= 0 && before[e] >= 0; e = before[e]) carried[through[e]]++;
+    for (e = last; e >= 0 && before[e] >= 0; e = before[e])
+        if (nodes[through[e]].keep) carried[through[e]]++;
     return longest;
 }
 

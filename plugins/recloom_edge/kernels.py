@@ -21,7 +21,6 @@ def library(name: str) -> ctypes.CDLL | None:
     found = native.load(f"{name}.c", Path(__file__).parent)
     if found is not None and name == "events":
         found.edge_critical.restype = c_int64
-        found.edge_segment.restype = c_int64
         found.edge_plan.restype = c_int64
     return found
 
@@ -82,41 +81,32 @@ def levels(
     )
 
 
-def segment_levels(source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int) -> int:
-    """Sweep a segment's n events; see events.c, edge_segment. `newest` is int32 by node."""
-    compiled = library("events")
-    if compiled is None:
-        return plain.segment_levels(source, destination, offset, nodes, newest, top)
-    ends = (address(source), address(destination))
-    return int(
-        compiled.edge_segment(
-            c_int64(len(source)), *ends, c_int64(offset), address(nodes), address(newest), c_int64(top)
-        )
-    )
-
-
-def critical_path(source: Tensor, destination: Tensor, offset: int, keep: Tensor) -> tuple[int, Tensor]:
-    """Return the length of a longest path and how many of its links lead through each node (int64, by node).
+def critical_path(
+    source: Tensor, destination: Tensor, offset: int, keep: Tensor, segments: int = 1
+) -> tuple[int, Tensor]:
+    """Return the length of a longest path and how many of its links lead through each node that is kept.
 
     Args:
         source: n sources, int32.
         destination: n destinations, int32.
         offset: What brings a destination's number to its node.
         keep: By node, bool: whether it is not decoupled.
+        segments: Decoupled nodes are read as they are when each of so many segments begins; 1: they depend on nothing.
+
+    Returns:
+        Events of the path, and links by node, int64.
     """
     compiled, count = library("events"), len(keep)
     carried = torch.zeros(count, dtype=torch.int64)
     if compiled is None:
-        return plain.critical_path(source, destination, offset, keep, carried), carried
-    nodes = level_table(~keep)
-    scratch = [torch.full((size,), -1, dtype=torch.int32) for size in (count, len(source), len(source))]
+        return plain.critical_path(source, destination, offset, keep, segments, carried), carried
+    nodes, newest = level_table(~keep), torch.tensor([[0, -1]], dtype=torch.int32).repeat(count, 1)
+    event, before, through = (torch.full((size,), -1, dtype=torch.int32) for size in (count, len(source), len(source)))
     longest = compiled.edge_critical(
         c_int64(len(source)),
         *map(address, (source, destination)),
-        c_int64(offset),
-        address(nodes),
-        *map(address, scratch),
-        address(carried),
+        *map(c_int64, (offset, count, segments)),
+        *map(address, (nodes, event, newest, before, through, carried)),
     )
     return int(longest), carried
 

@@ -7,7 +7,6 @@ levels, begun anew in every window. A decoupled node depends on nothing: what ot
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -89,21 +88,15 @@ def event_levels(stream: EventStream, decoupled: Tensor | None = None, window: i
 def waiting_steps(stream: EventStream, decoupled: Tensor, segments: int) -> int:
     """Return the number of sequential steps where decoupled nodes are read as their states at a segment's start.
 
-    Such a state waits for the node's last event in earlier segments: `partition` counts as if it were known.
+    Such a state waits for the node's last event in earlier segments: `partition` counts as if it were known. With one
+    segment the two are the same.
 
     Args:
         stream: n events.
         decoupled: By node, bool.
         segments: As many segments of as many events each.
     """
-    nodes, top = kernels.level_table(decoupled), 0
-    newest = torch.zeros(len(nodes), dtype=torch.int32)
-    bounds = [len(stream) * segment // segments for segment in range(segments + 1)]
-    for start, stop in itertools.pairwise(bounds):
-        nodes[decoupled, 0] = newest[decoupled]
-        ends = (stream.source[start:stop], stream.destination[start:stop])
-        top = kernels.segment_levels(*ends, stream.node_offset, nodes, newest, top)
-    return top
+    return kernels.critical_path(stream.source, stream.destination, stream.node_offset, ~decoupled, segments)[0]
 
 
 def partition(stream: EventStream, decoupled: Tensor | None = None, window: int = 0) -> Partition:
@@ -136,7 +129,7 @@ def by_activity(stream: EventStream, count: int) -> Tensor:
     return mask
 
 
-def greedy(stream: EventStream, count: int, budget: int = 0, portion: float = 0.05) -> Tensor:
+def greedy(stream: EventStream, count: int, budget: int = 0, portion: float = 0.05, segments: int = 1) -> Tensor:
     """Return the mask of up to `count` nodes, each of those that carry a longest path most when it is chosen.
 
     Args:
@@ -145,11 +138,14 @@ def greedy(stream: EventStream, count: int, budget: int = 0, portion: float = 0.
         budget: Stop once the longest path is not longer than this.
         portion: Of the nodes that are still to be chosen, so many may be taken from one path: those that carry at
             least half of what its first one does.
+        segments: Paths wait for the states of decoupled nodes at the start of so many segments, as in `waiting_steps`.
     """
     mask = torch.zeros(stream.num_nodes, dtype=torch.bool)
     left = count
     while left > 0:
-        longest, carried = kernels.critical_path(stream.source, stream.destination, stream.node_offset, ~mask)
+        longest, carried = kernels.critical_path(
+            stream.source, stream.destination, stream.node_offset, ~mask, segments
+        )
         if longest <= budget or not bool(carried.any()):
             break
         values, nodes = carried.topk(max(1, min(left, int(left * portion), int((carried > 0).sum()))))
@@ -159,19 +155,30 @@ def greedy(stream: EventStream, count: int, budget: int = 0, portion: float = 0.
     return mask
 
 
-def within_budget(stream: EventStream, steps: int, method: str = "activity") -> Tensor:
-    """Return a mask with which the longest path has at most `steps` events: of few nodes, the smallest by activity."""
+def within_budget(stream: EventStream, steps: int, method: str = "activity", segments: int = 1) -> Tensor:
+    """Return a mask with which `waiting_steps` is at most `steps`: of few nodes, the smallest by activity.
+
+    Raises:
+        RecloomError: No choice of nodes does that.
+    """
     if steps < 1:
         raise RecloomError(f"a budget of {steps} steps", "An event is a step: it takes at least 1.")
+    least = waiting_steps(stream, torch.ones(stream.num_nodes, dtype=torch.bool), segments)
+    if steps < least:
+        raise RecloomError(
+            f"a budget of {steps} steps",
+            f"With all nodes decoupled the longest path still waits for {segments} segments to begin, and has {least} "
+            "events: use fewer segments, or a larger budget.",
+        )
     if method == "greedy":
-        return greedy(stream, stream.num_nodes, steps, portion=0.01)
+        return greedy(stream, stream.num_nodes, steps, 0.01, segments)
     low, high = 0, stream.num_nodes
     ranked = activity(stream).argsort(descending=True, stable=True)
     while low < high:
         middle = (low + high) // 2
         mask = torch.zeros(stream.num_nodes, dtype=torch.bool)
         mask[ranked[:middle]] = True
-        if partition(stream, mask).steps <= steps:
+        if waiting_steps(stream, mask, segments) <= steps:
             high = middle
         else:
             low = middle + 1
@@ -180,7 +187,7 @@ def within_budget(stream: EventStream, steps: int, method: str = "activity") -> 
     return mask
 
 
-def choose(stream: EventStream, method: str, share: float, budget: int = 0) -> Tensor:
+def choose(stream: EventStream, method: str, share: float, budget: int = 0, segments: int = 1) -> Tensor:
     """Return the decoupled nodes as a mask.
 
     Args:
@@ -188,10 +195,11 @@ def choose(stream: EventStream, method: str, share: float, budget: int = 0) -> T
         method: "activity" or "greedy".
         share: Share of the nodes that have events to decouple.
         budget: If it is not 0, `share` does not count: as few nodes as bring the longest path to this length.
+        segments: Segments whose beginning decoupled nodes are read at, for paths that wait for it; 1: none waits.
     """
     if method not in METHODS:
         raise RecloomError(f"decoupled nodes are not chosen by {method!r}", f"There are: {', '.join(METHODS)}.")
     if budget:
-        return within_budget(stream, budget, method)
+        return within_budget(stream, budget, method, segments)
     count = round(share * int((activity(stream) > 0).sum()))
-    return by_activity(stream, count) if method == "activity" else greedy(stream, count)
+    return by_activity(stream, count) if method == "activity" else greedy(stream, count, segments=segments)

@@ -29,36 +29,27 @@ def levels(
         out.copy_(torch.tensor(found, dtype=torch.int32))
 
 
-def segment_levels(source: Tensor, destination: Tensor, offset: int, nodes: Tensor, newest: Tensor, top: int) -> int:
-    """See kernels.segment_levels."""
-    level, keep = nodes[:, 0].tolist(), nodes[:, 1].tolist()
-    found = newest.tolist()
-    for u, v in zip(source.tolist(), (destination + offset).tolist(), strict=True):
-        here = max(level[u], level[v]) + 1
-        for node in (u, v):
-            found[node] = here
-            level[node] = here if keep[node] else level[node]
-        top = max(top, here)
-    nodes[:, 0] = torch.tensor(level, dtype=torch.int32)
-    newest.copy_(torch.tensor(found, dtype=torch.int32))
-    return top
-
-
-def critical_path(source: Tensor, destination: Tensor, offset: int, keep: Tensor, carried: Tensor) -> int:
+def critical_path(
+    source: Tensor, destination: Tensor, offset: int, keep: Tensor, segments: int, carried: Tensor
+) -> int:
     """See kernels.critical_path; adds to `carried`."""
-    newest: dict[int, tuple[int, int]] = {}  # by node: level and event
+    read: dict[int, tuple[int, int]] = {}  # by node: level and event, as others read them
+    newest: dict[int, tuple[int, int]] = {}  # of decoupled nodes, as they are
     before: list[tuple[int, int]] = []
     kept, longest, last = keep.tolist(), 0, -1
-    for event, (u, v) in enumerate(zip(source.tolist(), destination.tolist(), strict=True)):
-        v += offset
-        a, b = newest.get(u, (0, -1)), newest.get(v, (0, -1))
+    starts = {len(source) * segment // segments for segment in range(1, segments)}
+    for event, (u, v) in enumerate(zip(source.tolist(), (destination + offset).tolist(), strict=True)):
+        if event in starts:
+            read.update(newest)
+        a, b = read.get(u, (0, -1)), read.get(v, (0, -1))
         level = max(a[0], b[0]) + 1
         before.append((a[1], u) if a[0] >= b[0] else (b[1], v))
-        newest.update({node: (level, event) for node in (u, v) if kept[node]})
+        for node in (u, v):
+            (read if kept[node] else newest)[node] = (level, event)
         if level > longest:
             longest, last = level, event
     while last >= 0 and before[last][0] >= 0:
-        carried[before[last][1]] += 1
+        carried[before[last][1]] += kept[before[last][1]]
         last = before[last][0]
     return longest
 

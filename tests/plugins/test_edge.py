@@ -105,6 +105,12 @@ def test_states_of_decoupled_nodes_wait_for_their_last_event(native: bool, strea
     assert steps == max(found)
     assert partition.partition(stream, mask).steps <= steps <= partition.partition(stream).steps
     assert partition.waiting_steps(stream, mask, 1) == partition.partition(stream, mask).steps
+    _, carried = kernels.critical_path(stream.source, stream.destination, stream.node_offset, ~mask, 4)
+    assert not bool(carried[mask].any()), "decoupling a node again shortens nothing"
+    assert 0 < int(carried.sum()) < steps
+    shorter = [partition.waiting_steps(stream, partition.greedy(stream, count, segments=4), 4) for count in (0, 4, 8)]
+    assert shorter[0] > shorter[1] > shorter[2]
+    assert partition.waiting_steps(stream, partition.choose(stream, "greedy", 0.0, 30, segments=4), 4) <= 30
 
 
 def test_partition_counts_what_is_cut_and_keeps_to_budgets() -> None:
@@ -136,6 +142,9 @@ def test_steps_of_wikipedia(tmp_path: Path) -> None:
     assert plain_steps == 4369
     assert plain_steps >= 4 * partition.partition(stream, partition.choose(stream, "greedy", 0.01)).steps
     assert plain_steps >= 10 * partition.partition(stream, partition.choose(stream, "greedy", 0.05)).steps
+    for share, times in ((0.01, 4), (0.05, 10)):  # with P that are states, and wait, as EDGE's are
+        chosen = partition.choose(stream, "greedy", share, segments=10)
+        assert plain_steps >= times * partition.waiting_steps(stream, chosen, 10)
 
 
 def test_steps_of_a_power_law() -> None:
