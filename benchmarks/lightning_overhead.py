@@ -17,11 +17,11 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
+from recloom import quiet
 from recloom.batch import Batch, KeyedJaggedTensor
-from recloom.cli import quiet
 from recloom.cli.callbacks import ProgressBar
-from recloom.cli.loggers import run_loggers
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
+from recloom.loggers import run_loggers
 from recloom_dlrm.model import DLRM
 
 ROWS = 100_000

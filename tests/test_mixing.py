@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from recloom.cli import quiet
+from recloom import quiet
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema
 from recloom.plugins import catalog

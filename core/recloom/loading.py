@@ -8,8 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
-from recloom import checkpoint
-from recloom.cli import mention, problems
+from recloom import checkpoint, mention, problems
 from recloom.errors import DataError, RecloomError
 from recloom.features import FeatureSchema
 

@@ -51,7 +51,7 @@ def write_run_report(run_dir: Path, trainer: Trainer, module: LightningModule) -
 
 def read_curves(path: Path) -> dict[str, Curve]:
     """Return the metrics in a metrics.csv: steps and values by name; values that are not finite are left out."""
-    from recloom.cli.loggers import read_metrics
+    from recloom.loggers import read_metrics
 
     curves: dict[str, Curve] = {}
     for row in read_metrics(path):

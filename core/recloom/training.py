@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from recloom.cli import quiet
+from recloom import quiet
 
 if TYPE_CHECKING:
     from recloom.data.module import BlockDataModule

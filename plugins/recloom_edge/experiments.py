@@ -30,7 +30,7 @@ EPOCHS: dict[Budget, dict[str, int]] = {
 }
 TIMED_EPOCHS: dict[Budget, int] = {"medium": 3, "full": 20}
 SEGMENTS = 10  # of free embeddings, EDGE's default
-CHOSEN = ("activity", "greedy", "greedy-waiting")  # how nodes are chosen; the last one shortens paths that wait, as EDGE
+CHOSEN = ("activity", "greedy", "greedy-waiting")  # the last one shortens paths that wait, as EDGE does
 METRICS = ("mrr", "recall", "ap", "auc", "historical_ap", "inductive_ap", "new_mrr", "new_ap")
 SCOPE: dict[Budget, str] = {
     "small": "3 epochs of EDGE (2 with --data) and of JODIE, 1 of TGN, on 40,000 generated events. It shows "

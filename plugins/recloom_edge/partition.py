@@ -143,9 +143,7 @@ def greedy(stream: EventStream, count: int, budget: int = 0, portion: float = 0.
     mask = torch.zeros(stream.num_nodes, dtype=torch.bool)
     left = count
     while left > 0:
-        longest, carried = kernels.critical_path(
-            stream.source, stream.destination, stream.node_offset, ~mask, segments
-        )
+        longest, carried = kernels.critical_path(stream.source, stream.destination, stream.node_offset, ~mask, segments)
         if longest <= budget or not bool(carried.any()):
             break
         values, nodes = carried.topk(max(1, min(left, int(left * portion), int((carried > 0).sum()))))

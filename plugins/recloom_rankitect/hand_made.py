@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from recloom.cli import mention
+from recloom import mention
 from recloom.features import FeatureSchema
 from recloom.loading import instantiate_model
 from recloom.model import RankingModule

@@ -25,7 +25,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from recloom.cli import quiet
+from recloom import quiet
 from recloom_shadowsync import named
 from recloom_shadowsync.bench.toy import ToyModel, batches
 from recloom_shadowsync.strategy import ShadowSyncStrategy

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recloom.cli import problems, trust
+from recloom import problems
+from recloom.cli import trust
 from recloom.testing import run_cli
 
 CONFIG = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 
-from recloom.cli import quiet
+from recloom import quiet
 from recloom.data.retrieval import RetrievalClicks
 from recloom.retrieval.module import encode
 from recloom_hsnn.model import HSNN

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from recloom.cli import mention, problems, quiet
+from recloom import mention, problems, quiet
 from recloom.document import show
 from recloom.errors import RecloomError
 

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     config, checkpoint = source(options)
     # imported here: `recloom export --help` needs no torch
-    from recloom.cli import quiet
+    from recloom import quiet
     from recloom.export import SUFFIX, export_model
     from recloom.loading import load_trained
     from recloom.model import RankingModule

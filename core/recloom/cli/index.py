@@ -66,7 +66,7 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from recloom.cli import quiet
+    from recloom import quiet
     from recloom.loading import build_data, load_trained
     from recloom.retrieval.build import build
     from recloom.retrieval.catalogue import items_of, users_of

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recloom.cli.mention import config_files
 from recloom.errors import RecloomError
+from recloom.mention import config_files
 
 NAMES = ("last", "best")
 

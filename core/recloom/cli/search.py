@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from recloom import machine
-from recloom.cli import mention, problems, quiet, rundir
+from recloom import machine, mention, problems, quiet
+from recloom.cli import rundir
 from recloom.errors import RecloomError
 
 if TYPE_CHECKING:

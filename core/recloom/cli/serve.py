@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         raise RecloomError(f"recloom serve needs {error.name}", "Try: pip install 'recloom[serve]'") from error
     import torch
 
-    from recloom.cli import quiet
+    from recloom import quiet
     from recloom.online import engines
     from recloom.online.app import Limits, create_app
 

@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from recloom import checkpoint
-from recloom.cli import mention, problems, quiet, rundir
+from recloom import checkpoint, mention, problems, quiet
+from recloom.cli import rundir
 from recloom.cli.callbacks import CheckpointConfig, PredictionWriter, ProgressBar, RunReport, checkpoint_callbacks
-from recloom.cli.loggers import run_loggers
 from recloom.errors import RecloomError
+from recloom.loggers import run_loggers
 from recloom.plugins import catalog
 
 RUN = " --run DIR stands for --config DIR/config.yaml --run_dir DIR"

@@ -35,8 +35,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv, __doc__ or "")
     import torch
 
-    from recloom import machine
-    from recloom.cli import quiet
+    from recloom import machine, quiet
 
     quiet.hush()
     torch.set_num_threads(options.threads)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recloom.cli import mention
+from recloom import mention
 from recloom.errors import DataError, RecloomError
 from recloom.loading import instantiate_model
 from recloom.model import RankingModule

@@ -14,9 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from recloom import metrics
+from recloom import metrics, quiet
 from recloom.batch import Batch
-from recloom.cli import quiet
 from recloom.evaluation import EvaluationMetrics
 from recloom.model import RankingModule
 from recloom.search.space import Genotype

@@ -14,10 +14,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from recloom import checkpoint
+from recloom import checkpoint, quiet
 from recloom.batch import Batch
 from recloom.catalog import Entry
-from recloom.cli import quiet
 from recloom.embedding import EmbeddingBagCollection, EmbeddingBagConfig
 from recloom.errors import DataError, RecloomError
 from recloom.export import export_model

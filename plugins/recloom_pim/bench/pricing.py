@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recloom import machine
-from recloom.cli import quiet
+from recloom import machine, quiet
 from recloom.document import write_text
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
 from recloom.loading import instantiate_model

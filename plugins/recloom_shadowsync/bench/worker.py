@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from recloom.cli import quiet
+from recloom import quiet
 from recloom.strategy import RecloomStrategy
 from recloom_shadowsync import named
 from recloom_shadowsync.bench import learning

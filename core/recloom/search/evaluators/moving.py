@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from recloom.cli import mention
+from recloom import mention
 from recloom.document import write_text
 from recloom.errors import RecloomError
 from recloom.loading import instantiate_model

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from recloom.cli import mention
+from recloom import mention
 from recloom.errors import RecloomError
 from recloom.loading import instantiate_model
 from recloom.model import RankingModule
