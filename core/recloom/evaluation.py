@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from recloom import metrics
 from recloom.batch import Batch
+from recloom.errors import DataError, RecloomError
 
 
 class EvaluationMetrics(nn.Module):
@@ -31,7 +32,8 @@ class EvaluationMetrics(nn.Module):
         self.curve = torch.empty(0, 3)
 
     def add(self, logits: Tensor, batch: Batch) -> None:
-        """Add a batch."""
+        """Add a batch; DataError when a label is not between 0 and 1."""
+        check_labels(batch.labels)
         weights = batch.weights
         if weights is not None:
             weights = weights.view(-1, *[1] * (batch.labels.ndim - 1)).expand_as(batch.labels)
@@ -58,10 +60,34 @@ class EvaluationMetrics(nn.Module):
         return values
 
 
+def check_labels(labels: Tensor) -> None:
+    """Raise a DataError when a label is not between 0 and 1: entropies of others mean nothing."""
+    wrong = labels[~((labels >= 0) & (labels <= 1))]
+    if len(wrong):
+        raise DataError(
+            f"a label of {float(wrong[0]):g}, where it must be between 0 and 1",
+            "Ratings and counts are made labels when the data are prepared: `recloom prepare table --positive N`.",
+        )
+
+
+def check_loss(loss: Tensor, step: int) -> None:
+    """Raise a RecloomError when the loss that training has come to by `step` is not finite."""
+    if not bool(loss.isfinite()):
+        raise RecloomError(
+            f"the loss is no longer finite at step {step:,}: training has diverged",
+            "Lower `model.optimizer.dense_lr` or `sparse_lr`, or use --trainer.gradient_clip_val.",
+        )
+
+
 def window_metrics(rows: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> dict[str, Tensor]:
-    """Return loss, NE and AUC of some training batches, each its logits, labels and weights (or None)."""
+    """Return loss, NE and AUC of some training batches, each its logits, labels and weights (or None).
+
+    Raises:
+        DataError: A label is not between 0 and 1.
+    """
     logits = torch.cat([row[0] for row in rows]).float()
     labels = torch.cat([row[1] for row in rows])
+    check_labels(labels)
     weights = None if rows[0][2] is None else torch.cat([row[2] for row in rows])  # type: ignore[misc]
     if weights is not None:
         weights = weights.view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)

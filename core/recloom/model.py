@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from recloom import checkpoint, sharded_checkpoint
 from recloom.batch import Batch
-from recloom.evaluation import EvaluationMetrics, window_metrics
+from recloom.evaluation import EvaluationMetrics, check_loss, window_metrics
 from recloom.features import FeatureSchema
 from recloom.interaction import Interaction, InteractionFactory
 from recloom.nodes import refuse_leaks
@@ -245,6 +245,8 @@ class RankingModule(LightningModule, ABC):
     def _log_window(self) -> None:
         seconds = max(time.perf_counter() - self._window_start, 1e-9)
         values = window_metrics(self._window)
+        if not self.trainer.should_stop:  # a search that stops for it has seen it already
+            check_loss(values["train_loss"], self.trainer.global_step)
         values["samples_per_second"] = torch.tensor(sum(len(logits) for logits, *_ in self._window) / seconds)
         for name, value in values.items():
             self.log(name, value.float(), prog_bar=name != "train_loss")

@@ -13,7 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from recloom.batch import Batch, KeyedJaggedTensor
+from recloom.errors import DataError
+from recloom.evaluation import EvaluationMetrics, window_metrics
 from recloom.testing import run_cli
 from recloom.testing.helpers import CliResult
 
@@ -181,3 +185,15 @@ def test_a_broken_config_file_is_named_with_its_line(tmp_path: Path, capsys: pyt
     error = capsys.readouterr().err
     assert str(file) in error
     assert "'DLRM'" in error
+
+
+def test_labels_beyond_rates_and_losses_beyond_numbers_stop_a_run(root: Path, tmp_path: Path) -> None:
+    for labels in ([0.0, 1.0, 4.0], [0.0, float("nan")], [-0.5]):
+        rows, nothing = torch.tensor(labels), KeyedJaggedTensor([], torch.empty(0))
+        with pytest.raises(DataError, match="a label of (4|nan|-0.5), where it must be between 0 and 1"):
+            window_metrics([(torch.zeros(len(rows)), rows, None)])
+        with pytest.raises(DataError, match="--positive"):
+            EvaluationMetrics().add(torch.zeros(len(rows)), Batch(rows[:, None], nothing, rows))
+    lost = fit(root, tmp_path, "--model.optimizer.dense=SGD", "--model.optimizer.dense_lr=1e30")
+    assert lost.code == 2
+    assert "the loss is no longer finite at step 10" in lost.err

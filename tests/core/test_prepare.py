@@ -380,6 +380,8 @@ def test_csv_with_quotes_bags_times_groups_and_weights(tmp_path: Path) -> None:
         "1,1,x,,noon,u,1": "line 7, field when: 'noon' is neither unix seconds nor an ISO 8601 time",
         "1,1,x,,0,u,-1": "line 7, field price: -1.0 is negative",
         ",1,x,,0,u,1": "line 7, field click: is empty",
+        "4,1,x,,0,u,1": r"line 7, field click: 4.0 is not between 0 and 1 \(of a rating, --positive N",
+        "-0.5,1,x,,0,u,1": "line 7, field click: -0.5 is not between 0 and 1",
         "1,1,x": "line 7: 3 columns where 7 are expected",
         '1,1,"x,,0,u,1': "line 7",
     }
@@ -388,6 +390,14 @@ def test_csv_with_quotes_bags_times_groups_and_weights(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=said):
             prepare(Table(table_columns()), [raw], tmp_path / "bad", PrepareOptions(split="none"))
     assert recloom([*command, "--overwrite"]) == 2
+    raw.write_text(TABLE.replace("\n1,", "\n4,").replace("\n0,", "\n2.5,"))
+    columns = tmp_path / "columns.yaml"
+    columns.write_text("label: click\npositive: 4\nsparse: ad\n")
+    named = ["prepare", "table", "--input", str(raw), "--split", "none", "--columns", str(columns)]
+    assert recloom([*named, "--output", str(tmp_path / "rated")]) == 0
+    assert read(tmp_path / "rated")["click"].to_list() == found["click"].to_list()
+    assert recloom([*named, "--positive", "2", "--output", str(tmp_path / "all")]) == 0
+    assert set(read(tmp_path / "all")["click"]) == {1.0}
     with pytest.raises(DataError, match=r"(?s)no column 'clik'.*'click'"):
         prepare(Table(TableColumns(label=("clik",))), [raw], tmp_path / "bad", PrepareOptions(split="none"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ class KDD12(TextFormat):
     """
 
     name: str = "kdd12"
-    binary_label: bool = False
+    labels: Literal["binary", "rate", "any"] = "rate"
     fields: tuple[Column, ...] = (
         Column("Click", "raw", "int"),
         Column("Impression", "raw", "int"),

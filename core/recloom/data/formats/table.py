@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -26,7 +27,7 @@ class TableColumns:
     """What the columns are; columns not named are left out.
 
     Args:
-        label: Label columns, one a task: numbers, usually 0 and 1.
+        label: Label columns, one a task: numbers from 0 to 1.
         dense: Numbers.
         sparse: Categories of any type, compared as text.
         bags: Columns of several categories, with the separator between them ("" for Parquet lists).
@@ -34,6 +35,7 @@ class TableColumns:
         group: What groups samples (user, session) for grouped metrics.
         weight: Sample weights.
         separator: Between the fields of a CSV file; "" for TAB in .tsv files and comma in others.
+        positive: From which number on a label is 1, smaller ones 0, as with ratings; None: labels are as they are.
     """
 
     label: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ class TableColumns:
     group: str = ""
     weight: str = ""
     separator: str = ""
+    positive: float | None = None
 
     def columns(self) -> tuple[Column, ...]:
         """Return the columns; DataError when there is no label or a column is named twice."""
@@ -75,7 +78,9 @@ class TableColumns:
         known = {item.name for item in fields(cls)}
         if strange := sorted(set(map(str, values)) - known):
             raise unknown(f"{path}: role", strange[0], known)
-        lists = {key: _names(values[key]) for key in ("label", "dense", "sparse") if key in values}
+        if isinstance(values.get("positive", 0.0), bool) or not isinstance(values.get("positive", 0.0), int | float):
+            raise DataError(f"{path}: positive: {values['positive']!r} is no number", "Write `positive: 4`.")
+        lists = {key: names_of(values[key]) for key in ("label", "dense", "sparse") if key in values}
         return cls(**{**values, **lists})
 
 
@@ -84,10 +89,13 @@ class Table(TextFormat):
 
     name = "table"
     quote = '"'
-    binary_label = False
+    labels: Literal["binary", "rate", "any"] = "rate"
+    not_a_rate = "is not between 0 and 1 (of a rating, --positive N makes 1 from N on, and 0 below)"
+
+    positive: float | None = None
 
     def __init__(self, columns: TableColumns) -> None:
-        self.fields = columns.columns()
+        self.fields, self.positive = columns.columns(), columns.positive
         self.separator = self._separator = columns.separator
 
     def sniff(self, path: Path) -> None:
@@ -154,13 +162,19 @@ class Table(TextFormat):
             convert(block, column)
         return self.checked(block)
 
+    def derive(self, block: RawBlock) -> None:
+        """Make labels of ratings."""
+        for column in self.columns_of("label") if self.positive is not None else ():
+            block.columns[column.name] = pc.greater_equal(block.columns[column.name], self.positive).cast(pa.float64())
+
     @classmethod
     def add_arguments(cls, parser: argparse._ArgumentGroup) -> None:
         """Add the options that say what each column is."""
         parser.add_argument("--columns", type=Path, metavar="YAML", help="file with the roles below, as keys")
-        parser.add_argument("--label", type=_names, metavar="A[,B]", help="label column; several: one a task")
-        parser.add_argument("--dense", type=_names, metavar="A,B", help="columns with numbers")
-        parser.add_argument("--sparse", type=_names, metavar="A,B", help="columns with categories")
+        parser.add_argument("--label", type=names_of, metavar="A[,B]", help="label column; several: one a task")
+        parser.add_argument("--positive", type=float, metavar="N", help="labels from N on are 1, smaller ones 0")
+        parser.add_argument("--dense", type=names_of, metavar="A,B", help="columns with numbers")
+        parser.add_argument("--sparse", type=names_of, metavar="A,B", help="columns with categories")
         parser.add_argument("--bag", action="append", metavar="A|SEP", help="column with categories separated by SEP")
         parser.add_argument("--timestamp", metavar="A", help="column with unix seconds or ISO 8601 times")
         parser.add_argument("--group", metavar="A", help="column that groups samples for grouped metrics")
@@ -171,7 +185,7 @@ class Table(TextFormat):
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """Return the format; options win over the file of `--columns`."""
         spec = TableColumns.load(arguments.columns) if arguments.columns else TableColumns()
-        names = ("label", "dense", "sparse", "timestamp", "group", "weight", "separator")
+        names = ("label", "positive", "dense", "sparse", "timestamp", "group", "weight", "separator")
         given: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         if arguments.bag:
             given["bags"] = {bag.partition("|")[0]: bag.partition("|")[2] or "|" for bag in arguments.bag}
@@ -179,7 +193,8 @@ class Table(TextFormat):
         return cls(TableColumns(**{**values, **given}))
 
 
-def _names(text: str | Sequence[str]) -> tuple[str, ...]:
+def names_of(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names in "a,b", or those of a list, stripped."""
     names = text.split(",") if isinstance(text, str) else map(str, text)
     return tuple(name.strip() for name in names if name.strip())
 
@@ -210,8 +225,3 @@ class NamedTable(Table):
         super().sniff(path)
         if self._names and len(row := self.split_line(self.first_lines(path)[0])) != len(self._names):
             raise DataError(f"{path}, line 1: {len(row)} columns where --header has {len(self._names)}")
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """Return the names in "a,b"."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,14 +49,15 @@ class TextFormat(RawFormat):
         quote: Character around fields that hold a separator; "" for none.
         fields: All columns of the file, in order. Empty fields are missing values.
         derived: Columns that `derive` adds.
-        binary_label: Whether labels other than 0 and 1 are bad rows.
+        labels: What labels may be, others being bad rows: "binary", 0 or 1; "rate", from 0 to 1; "any", numbers.
     """
 
     separator: str = "\t"
     quote: str = ""
     fields: tuple[Column, ...] = ()
     derived: tuple[Column, ...] = ()
-    binary_label: bool = True
+    not_a_rate: ClassVar[str] = "is not between 0 and 1"
+    labels: Literal["binary", "rate", "any"] = "binary"
 
     @property
     def columns(self) -> Sequence[Column]:
@@ -185,8 +186,10 @@ class TextFormat(RawFormat):
             array = block.columns[column.name]
             block.reject(array.is_null(), column.name, "is empty")
             values = array.fill_null(0).to_numpy(zero_copy_only=False)
-            if column.role == "label" and self.binary_label:
+            if column.role == "label" and self.labels == "binary":
                 block.reject((values != 0) & (values != 1), column.name, "is neither 0 nor 1", array)
+            elif column.role == "label" and self.labels == "rate":
+                block.reject((values < 0) | (values > 1), column.name, self.not_a_rate, array)
             if column.role == "weight":
                 block.reject(values < 0, column.name, "is negative", array)
         block.drop_rejected()

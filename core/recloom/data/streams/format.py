@@ -50,7 +50,7 @@ class StreamFormat(TextFormat):
     """
 
     default_split: str = "time:0.7,0.15,0.15"
-    binary_label: bool = False
+    labels: Literal["binary", "rate", "any"] = "any"
     source: str = "source"
     destination: str = "destination"
     time: str = "time"
