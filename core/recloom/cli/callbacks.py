@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
+from recloom.batch import Batch
+from recloom.data.loader import BatchLoader
 from recloom.errors import RecloomError
 
 
@@ -171,12 +173,14 @@ class PredictionWriter(Callback):
         self.run_dir = run_dir
         self._writer: pq.ParquetWriter | None = None
         self._target = Path()
+        self._rows = 0
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Name this rank's file; predictions are streamed, not gathered in memory."""
         suffix = "" if trainer.world_size == 1 else f"-{trainer.global_rank:05d}"
         self._target = self.run_dir / f"predictions{suffix}.parquet"
         trainer.predict_loop.return_predictions = False
+        self._rows = 0
 
     def on_predict_batch_end(
         self,
@@ -187,8 +191,20 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append one batch: each output tensor is a column (B x T: T columns)."""
-        columns: dict[str, Any] = {}
+        """Append one batch: each output tensor is a column (B x T: T columns), and what tells the rows apart.
+
+        That is `row`, the number in the split, counted from 0, of a BatchLoader's rows and of any loader's on one rank;
+        and `group` and `timestamp`, where the batch has them.
+        """
+        rows = len(next(iter(outputs.values())))
+        loader = trainer.predict_dataloaders
+        first = loader.span(batch_idx)[0] if isinstance(loader, BatchLoader) else self._rows
+        self._rows += rows
+        known = isinstance(loader, BatchLoader) or trainer.world_size == 1
+        columns: dict[str, Any] = {"row": range(first, first + rows)} if known else {}
+        if isinstance(batch, Batch):
+            ids = {"group": batch.extras.get("group"), "timestamp": batch.timestamps}
+            columns |= {name: tensor.cpu().numpy() for name, tensor in ids.items() if tensor is not None}
         for name, tensor in outputs.items():
             values: torch.Tensor = tensor.detach().cpu()
             if values.ndim == 1:

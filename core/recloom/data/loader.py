@@ -74,7 +74,7 @@ class BatchLoader:
         self._resumed: tuple[int, int] | None = None
         self._set_epoch: int | None = None
         plan = self._plan(max(epoch, 0))
-        self._length = len(plan)
+        self._length, self._any_plan = len(plan), plan
         if plan.used < plan.total and rank == 0:
             _LOG.info("%s of %s rows of an epoch do not fill a batch", f"{plan.total - plan.used:,}", f"{plan.total:,}")
         self._order = Order()
@@ -103,6 +103,13 @@ class BatchLoader:
                 start = min(stop, end)
             self._batch = index + 1
             yield parts[0] if len(parts) == 1 else Batch.concat(parts)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Return which rows of an epoch batch number `index` has: the first one, and the one after its last.
+
+        Where nothing is shuffled, as in validation, test and prediction, this is the order of the data set.
+        """
+        return self._any_plan.span(index)
 
     def close(self) -> None:
         """Stop the workers; the next iteration starts new ones."""
