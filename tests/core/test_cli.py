@@ -190,7 +190,7 @@ def test_a_broken_config_file_is_named_with_its_line(tmp_path: Path, capsys: pyt
 def test_labels_beyond_rates_and_losses_beyond_numbers_stop_a_run(root: Path, tmp_path: Path) -> None:
     for labels in ([0.0, 1.0, 4.0], [0.0, float("nan")], [-0.5]):
         rows, nothing = torch.tensor(labels), KeyedJaggedTensor([], torch.empty(0))
-        with pytest.raises(DataError, match="a label of (4|nan|-0.5), where it must be between 0 and 1"):
+        with pytest.raises(DataError, match=r"a label of (4|nan|-0\.5), where it must be between 0 and 1"):
             window_metrics([(torch.zeros(len(rows)), rows, None)])
         with pytest.raises(DataError, match="--positive"):
             EvaluationMetrics().add(torch.zeros(len(rows)), Batch(rows[:, None], nothing, rows))

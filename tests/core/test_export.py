@@ -229,7 +229,7 @@ def test_a_run_on_histories_predicts_what_its_export_serves(tmp_path: Path):
     assert written["row"].to_pylist() == list(range(96)), "the key that joins them to the rows of the split"
     batches = list(build_data(run / "config.yaml").predict_dataloader())
     assert written["label"].to_pylist() == torch.cat([batch.labels for batch in batches]).tolist()
-    assert set(written.column_names) >= {"group", "timestamp"}
+    assert set(written.column_names) >= {"timestamp", "probability"}
     served = [
         serve(run / "model.pt2", named(batch, 8)) for batch in build_data(run / "config.yaml").predict_dataloader()
     ]
