@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
-from recloom import checkpoint, mention, problems
+from recloom import checkpoint, mention, problems, runs
 from recloom.errors import DataError, RecloomError
 from recloom.features import FeatureSchema
 
@@ -19,7 +19,7 @@ class _Parser(ArgumentParser):
         raise problems.explain(message)
 
 
-def build_model(config: Path, schema: dict[str, Any] | None = None) -> pl.LightningModule:
+def build_model(config: str | Path, schema: dict[str, Any] | None = None) -> pl.LightningModule:
     """Return the model of a config file, with initial weights.
 
     Args:
@@ -42,18 +42,19 @@ def instantiate_model(section: dict[str, Any], schema: dict[str, Any] | FeatureS
     return _instantiate({**section, "init_args": init_args}, pl.LightningModule)
 
 
-def model_section(config: Path) -> dict[str, Any]:
+def model_section(config: str | Path) -> dict[str, Any]:
     """Return the `model` of a config file, what it mentions imported; RecloomError when it has none."""
     return _document(config, "model")["model"]
 
 
-def build_data(config: Path) -> pl.LightningDataModule:
+def build_data(config: str | Path) -> pl.LightningDataModule:
     """Return the data module of a config file; RecloomError when it has none."""
     return _instantiate(_document(config, "data")["data"], pl.LightningDataModule)
 
 
-def load_trained(config: Path, ckpt_path: Path) -> pl.LightningModule:
+def load_trained(config: str | Path, ckpt_path: str | Path) -> pl.LightningModule:
     """Return the model of `config` with the weights and the schema of the checkpoint at `ckpt_path`, in eval mode."""
+    ckpt_path = runs.existing_file(Path(ckpt_path))
     state = checkpoint.read(ckpt_path)
     schema = state.get("hyper_parameters", {}).get("schema")
     if schema is None:
@@ -64,7 +65,22 @@ def load_trained(config: Path, ckpt_path: Path) -> pl.LightningModule:
     return model.eval()
 
 
-def _document(config: Path, part: str) -> dict[str, Any]:
+def load_run(run: str | Path, ckpt_path: str | None = None) -> pl.LightningModule:
+    """Return the trained model of a run, in eval mode.
+
+    Args:
+        run: The run's folder.
+        ckpt_path: "last", "best" or a checkpoint file; None is the best, or the last where there is no best.
+
+    Raises:
+        RecloomError: There is no run, or no such checkpoint.
+        DataError: The checkpoint is damaged, or not of this model.
+    """
+    return load_trained(Path(run) / "config.yaml", runs.checkpoint_of(Path(run), ckpt_path))
+
+
+def _document(config: str | Path, part: str) -> dict[str, Any]:
+    config = Path(config)
     document = mention.read_yaml(config)
     section = document.get(part) if isinstance(document, dict) else None
     if isinstance(section, str):

@@ -10,7 +10,6 @@ Letters in shapes: U users, W leaves, M items of the leaves that are rated, D wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -96,7 +95,6 @@ class HSNNIndex(RetrievalIndex):
         tables: dict[str, Any] = self.tree.tables()
         tables |= {f"scored{level}": vectors for level, vectors in enumerate(self.levels.scored_as)}
         np.savez(folder / "nodes.npz", **tables)
-        (folder / "settings.json").write_text(json.dumps({"share": self.share, "rated": self.rated, "beam": self.beam}))
 
     def load(self, folder: Path) -> Self:
         """Read what `save` wrote."""

@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from recloom.batch import Batch, KeyedJaggedTensor, Sequences
+from recloom.cli.callbacks import PredictionWriter
 from recloom.data.manifest import Manifest
 from recloom.data.parquet import ParquetClicks
 from recloom.data.shards import ShardWriter, write_shards
@@ -312,3 +315,32 @@ def test_other_files_are_never_removed(data):
     (data / "manifest.json").unlink()
     with pytest.raises(DataError, match="not empty"):
         write_shards({"train": [batch(100)]}, SCHEMA, data)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_predictions_are_joined_to_the_rows_of_the_shards(tmp_path, ranks):
+    shop, run = tmp_path / "shop", tmp_path / "run"
+    parts = {"train": [batch(64)], "test": [batch(333, 5000)]}
+    write_shards(parts, SCHEMA, shop, rows_per_shard=128, row_group_rows=64)
+    module = ParquetClicks(shop, batch_size=50, eval_batch_size=48, num_workers=0)
+    for rank in range(ranks):
+        if ranks > 1:
+            shares = {"rank": rank, "num_replicas": ranks}
+            module.trainer = SimpleNamespace(distributed_sampler_kwargs=shares, world_size=ranks, current_epoch=0)
+        loader = module.predict_dataloader()
+        loop = SimpleNamespace(return_predictions=True)
+        trainer = SimpleNamespace(world_size=ranks, global_rank=rank, predict_loop=loop, predict_dataloaders=loader)
+        writer = PredictionWriter(run)
+        writer.on_predict_start(trainer, None)
+        for index, found in enumerate(loader):
+            outputs = {"probability": found.dense_features[:, 0], "label": found.labels}
+            writer.on_predict_batch_end(trainer, None, outputs, found, index)
+        writer.on_predict_end(trainer, None)
+    predictions = pl.concat([pl.read_parquet(file) for file in sorted(run.glob("predictions*.parquet"))])
+    shards = pl.scan_parquet(f"{shop}/test/*.parquet").with_row_index("row")  # as docs/python.md says
+    joined = shards.join(predictions.lazy(), on=pl.col("row").cast(pl.Int64)).collect()
+    assert joined.height == 333
+    assert (joined["d0"] == joined["probability"]).all()
+    assert (joined["click"] == joined["label_0"]).all()
+    assert (joined["session"] == joined["group"]).all()
+    assert (joined["time"] == joined["timestamp"]).all()

@@ -93,6 +93,7 @@ def test_the_command_finds_a_model_that_fit_trains(tmp_path: Path, monkeypatch: 
         assert part in report
     found = yaml.safe_load((folder / "found.yaml").read_text())
     assert found["model"] == ToySpace().model_config(ToySpace().from_json(told["retrained"][0]["architecture"]))
+    assert found["trainer"]["limit_train_batches"] == 15, "of 256 rows: as many as it retrained on"
     options = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--run_dir=fit"]
     fit = run_cli(["fit", "--config", str(folder / "found.yaml"), *options])
     assert fit.code == 0, fit.err

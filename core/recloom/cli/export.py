@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recloom.cli import rundir
+from recloom import runs
 from recloom.errors import RecloomError
 
 EPILOG = """The file's inputs are described in FILE.json beside it. One-hot data: `sparse`, batch x features;
@@ -80,4 +80,4 @@ def source(options: argparse.Namespace) -> tuple[Path, Path]:
             raise RecloomError("--config needs --ckpt_path FILE", "Or give --run DIR.")
         return Path(options.config), Path(options.ckpt_path)
     run = Path(options.run)
-    return run / "config.yaml", rundir.checkpoint_of(run, options.ckpt_path)
+    return run / "config.yaml", runs.checkpoint_of(run, options.ckpt_path)

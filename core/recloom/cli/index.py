@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from recloom.cli import rundir
+from recloom import runs
 from recloom.errors import DataError, RecloomError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _build(options: argparse.Namespace) -> int:
     quiet.hush()
     modules: list[RetrievalModule] = []
     for run in filter(None, (options.run, options.first)):
-        module = load_trained(run / "config.yaml", rundir.checkpoint_of(run, options.ckpt_path))
+        module = load_trained(run / "config.yaml", runs.checkpoint_of(run, options.ckpt_path))
         if not isinstance(module, RetrievalModule):
             raise RecloomError(f"{run}: {type(module).__name__} is no retrieval model", "Train a TwoTower or an HSNN.")
         modules.append(module)
@@ -88,7 +88,7 @@ def _build(options: argparse.Namespace) -> int:
     else:
         items = items_of(data, model, options.item_id)
     folder = options.out or options.run / "index"
-    source = {"run": str(options.run), "checkpoint": str(rundir.checkpoint_of(options.run, options.ckpt_path))}
+    source = {"run": str(options.run), "checkpoint": str(runs.checkpoint_of(options.run, options.ckpt_path))}
     settings = dict(options.set)
     first = modules[1] if options.first else None
     retriever = build(folder, model, items, kind, settings, first, users_of(data, model, 5), source)

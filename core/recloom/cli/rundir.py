@@ -8,8 +8,7 @@ from pathlib import Path
 
 from recloom.errors import RecloomError
 from recloom.mention import config_files
-
-NAMES = ("last", "best")
+from recloom.runs import NAMES, checkpoint_of, existing_file, named
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
     is the newest run of that name that has that checkpoint; with a checkpoint file it is the run that the file lies in.
     """
     if ckpt_path is not None and ckpt_path not in NAMES:
-        file = _existing(Path(ckpt_path))
+        file = existing_file(Path(ckpt_path))
         inside = file.parent.name == "checkpoints"
         return Choice(Path(run_dir) if run_dir else file.parent.parent if inside else file.parent, file)
     base = Path(run_dir) if run_dir else Path("runs") / _stem(argv, model)
@@ -64,20 +63,9 @@ def choose(command: str, run_dir: str | None, ckpt_path: str | None, argv: list[
         return Choice(base if not base.exists() or run_dir else _next(base), None)
     if not existing:
         raise RecloomError(f"{base}: there is no run here to take a checkpoint from", "Train first: recloom fit ...")
-    written = [path for path in existing if _named(path, ckpt_path).exists()]
+    written = [path for path in existing if named(path, ckpt_path).exists()]
     path = written[-1] if written else existing[-1]
     return Choice(path, checkpoint_of(path, ckpt_path))
-
-
-def checkpoint_of(run: Path, ckpt_path: str | None) -> Path:
-    """Return a checkpoint of the run in folder `run`: `last`, `best`, a file; None is the best, else the last.
-
-    Raises:
-        RecloomError: There is no run, or no such checkpoint.
-    """
-    if not (run / "config.yaml").exists():
-        raise RecloomError(f"{run}: there is no run here: no config.yaml", "Train first: recloom fit ...")
-    return _existing(_named(run, ckpt_path))
 
 
 def with_run(command: str, argv: list[str], ckpt_path: str | None) -> tuple[list[str], str | None]:
@@ -89,23 +77,6 @@ def with_run(command: str, argv: list[str], ckpt_path: str | None) -> tuple[list
         ckpt_path = ckpt_path or "last"
     checkpoint_of(Path(run), ckpt_path)
     return ["--config", str(Path(run) / "config.yaml"), "--run_dir", run, *argv], ckpt_path
-
-
-def _named(run: Path, ckpt_path: str | None) -> Path:
-    folder = run / "checkpoints"
-    if ckpt_path is None:
-        best = folder / "best.ckpt"
-        return best if best.exists() else folder / "last.ckpt"
-    return folder / f"{ckpt_path}.ckpt" if ckpt_path in NAMES else Path(ckpt_path)
-
-
-def _existing(checkpoint: Path) -> Path:
-    if not checkpoint.exists():
-        raise RecloomError(
-            f"{checkpoint}: there is no such checkpoint",
-            "Name a .ckpt file, `last` or `best`; a run that wrote none starts again without --ckpt_path.",
-        )
-    return checkpoint
 
 
 def choose_search(run_dir: str | None, resume: bool, argv: list[str], space: str) -> Path:

@@ -94,7 +94,7 @@ def summary(run: SearchRun, search: Search) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How `recloom fit` repeats the training of a retrained candidate."""
+    """How `recloom fit` trains a retrained candidate as the search did."""
 
     context: SearchContext
     scratch: FromScratch
@@ -104,7 +104,11 @@ class _Recipe:
         model = self.context.space.model_config(genotype)
         if self.scratch.optimizer is not None and _takes_optimizer(self.context, genotype):
             model = {**model, "init_args": {**model.get("init_args", {}), "optimizer": asdict(self.scratch.optimizer)}}
-        limits = {"max_epochs": self.scratch.epochs, "max_steps": self.scratch.max_steps}
+        limits: dict[str, Any] = {"max_epochs": self.scratch.epochs, "max_steps": self.scratch.max_steps}
+        rows, every = self.scratch.rows, sum(self.context.data.source("train").block_rows(0))
+        if rows is not None and rows < every:  # as many batches, which `fit` draws from all rows if it shuffles
+            batch_size = self.scratch.batch_size or self.context.data.batch_size
+            limits["limit_train_batches"] = max(1, rows // batch_size)
         trainer = {**limits, "num_sanity_val_steps": 0, **self.scratch.trainer}
         found = {"seed_everything": self.context.seed, "trainer": trainer, "model": model}
         data = self.config.get("data")
