@@ -88,6 +88,19 @@ def test_what_check_plugin_finds(tmp_path: Path) -> None:
         "interaction 'Frozen': some of the vectors get no gradient",
         "interaction 'Peeking': a sample's output depends on the other samples",
         "interaction 'Plain': 'stranger_parts:Plain' is no subclass of recloom.interaction.Interaction",
+        *(
+            f"{kind} 'Misplaced': 'stranger_parts:Narrow' is no subclass of {base}"
+            for kind, base in (
+                ("index", "recloom.retrieval.index.RetrievalIndex"),
+                ("callback", "lightning.pytorch.callbacks.callback.Callback"),
+                ("search space", "recloom.search.space.SearchSpace"),
+                ("supernet", "recloom.search.supernet.Supernet"),
+                ("search method", "recloom.search.method.SearchMethod"),
+                ("evaluator", "recloom.search.evaluator.Evaluator"),
+                ("cost model", "recloom.search.evaluator.CostModel"),
+            )
+        ),
+        "block 'misplaced': 'stranger_parts:Narrow' is no subclass of recloom.search.block.Block",
         "interaction 'Gone' (plugin 'faulty') cannot be imported",
         "sequence encoder 'Sized': what is at padded places reaches the output",
         "sequence encoder 'Sized': more padding in front of a history changes the output",
@@ -144,6 +157,9 @@ def register(catalog):
     for name in ("Narrow", "Secret", "Greedy", "Frozen", "Peeking", "Plain", "Gone"):
         catalog.interactions.add(name, f"stranger_parts:{name}")
     catalog.sequence_encoders.add("Sized", "stranger_parts:Sized")
+    for kind in ("indexes", "callbacks", "search_spaces", "supernets", "search_methods", "evaluators", "cost_models"):
+        getattr(catalog, kind).add("Misplaced", "stranger_parts:Narrow")
+    catalog.blocks.add("misplaced", "stranger_parts:Narrow")
     catalog.embeddings.add("Lenient", "stranger_parts:Lenient")
     catalog.models.add("Stuck", "stranger_parts:Stuck")
     catalog.models.add("Extra", "stranger_parts_with_extra:Extra", extra="some")

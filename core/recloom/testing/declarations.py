@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import docstring_parser
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.strategies import Strategy
 
 from recloom.catalog import Entry
@@ -20,6 +20,12 @@ from recloom.errors import suggest
 from recloom.experiment import Experiment
 from recloom.model import Interaction
 from recloom.plugins import host
+from recloom.retrieval.index import RetrievalIndex
+from recloom.search.block import Block
+from recloom.search.evaluator import CostModel, Evaluator
+from recloom.search.method import SearchMethod
+from recloom.search.space import SearchSpace
+from recloom.search.supernet import Supernet
 from recloom.sequence import SequenceEncoder
 from recloom.sync import SyncAlgorithm
 
@@ -32,9 +38,20 @@ BASES: dict[str, type] = {
     "strategy": Strategy,
     "sync algorithm": SyncAlgorithm,
     "raw format": RawFormat,
+    "callback": Callback,
+    "search space": SearchSpace,
+    "supernet": Supernet,
+    "search method": SearchMethod,
+    "evaluator": Evaluator,
+    "cost model": CostModel,
+    "block": Block,
+    "index": RetrievalIndex,
     "experiment": Experiment,
 }
-CONFIGURED = ("model", "datamodule", "embedding", "interaction", "sequence encoder", "strategy", "sync algorithm")
+CONFIGURED = (
+    *("model", "datamodule", "embedding", "interaction", "sequence encoder", "strategy", "sync algorithm", "callback"),
+    *("search space", "supernet", "search method", "evaluator", "cost model", "index", "kernel"),
+)
 """Kinds whose constructor parameters are options of the command line."""
 
 _PROBE = """
