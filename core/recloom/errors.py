@@ -20,7 +20,21 @@ class RecloomError(ValueError):
         self.hint = hint
 
 
-class UnknownNameError(RecloomError):
+class OptionError(RecloomError):
+    """A value or a name of an option that does not fit.
+
+    Args:
+        message: What is wrong.
+        hint: What to do about it.
+        key: The option, dotted.
+    """
+
+    def __init__(self, message: str, hint: str = "", key: str = "") -> None:
+        super().__init__(message, hint)
+        self.key = key
+
+
+class UnknownNameError(OptionError):
     """A name that no registry, option or column has; suggests the nearest ones."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def long_names(argv: list[str]) -> list[str]:
     return found
 
 
-def config_files(argv: list[str]) -> list[Path]:
+def config_files(argv: Sequence[str]) -> list[Path]:
     """Return the YAML files that `argv` names with --config, -c, or as the value of any option."""
     found = []
     for argument in argv:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import yaml
 
 from recloom.catalog import KINDS
-from recloom.errors import RecloomError, UnknownNameError, suggest
+from recloom.errors import OptionError, RecloomError, UnknownNameError, suggest
+from recloom.mention import config_files
 from recloom.plugins import catalog
 
 _UNKNOWN = re.compile(
     r"(?:unrecognized arguments?|Unrecognized arguments?): *(?P<argument>\S+)"
     r"|(?:Option|Key|Nested key|Group) '(?P<option>[^']+)' (?:is not accepted|is not expected|does not accept)"
+    r"|Subcommand '\w+' does not accept option '(?P<strange>[^']+)'"
     r"|Unexpected (?:key|argument)[^']*'(?P<key>[^']+)'"
 )
 _CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)'")
@@ -48,7 +53,7 @@ def explain(message: str, options: Sequence[str] = FIT_OPTIONS) -> RecloomError:
     unknown_options = list(_UNKNOWN.finditer(message))
     if unknown_options:
         last = unknown_options[-1]
-        name = (last["argument"] or last["option"] or last["key"]).lstrip("-").partition("=")[0]
+        name = (last["argument"] or last["option"] or last["strange"] or last["key"]).lstrip("-").partition("=")[0]
         inside = _GIVEN.match(message, last.end())  # a factory's own option: its class follows
         owner = inside["path"] if inside else classes[-1] if classes else ""
         return _unknown_option(name, owner, where, options)
@@ -63,7 +68,7 @@ def explain(message: str, options: Sequence[str] = FIT_OPTIONS) -> RecloomError:
     cause = _EXPECTED.sub(_wanted, cause)
     shown = "" if told else f" (given: {value[0][:80]})"
     prefix = f"{where}: " if where and where not in cause else ""
-    return RecloomError(f"{prefix}{cause}{shown}", "See the options with --help.")
+    return OptionError(f"{prefix}{cause}{shown}", "See the options with --help.", where)
 
 
 def user_error(error: BaseException) -> RecloomError | None:
@@ -111,9 +116,9 @@ def _unknown_component(name: str, where: str) -> RecloomError:
         wanted = sorted(entry.name for entry in entries if entry.kind == kind)
         hint = f"Known: {', '.join(wanted)}." if wanted else "See recloom components."
         is_a = f"{name} is {'an' if found[0][0] in 'aeiou' else 'a'} {found[0]}"
-        return UnknownNameError(f"{place}: {is_a}, which does not fit here", hint)
+        return UnknownNameError(f"{place}: {is_a}, which does not fit here", hint, where)
     known = [entry.name for entry in entries if not kind or entry.kind == kind]
-    return UnknownNameError(f"{place}: there is no {kind or 'component'} named {name!r}", suggest(name, known))
+    return UnknownNameError(f"{place}: there is no {kind or 'component'} named {name!r}", suggest(name, known), where)
 
 
 def _unknown_option(name: str, class_path: str, where: str, options: Sequence[str]) -> RecloomError:
@@ -121,11 +126,46 @@ def _unknown_option(name: str, class_path: str, where: str, options: Sequence[st
     if class_path:
         owner = class_path.rpartition(".")[2]
         return UnknownNameError(
-            f"{where + ': ' if where else ''}{owner} has no option {leaf!r}", suggest(leaf, _parameters(class_path))
+            f"{where + ': ' if where else ''}{owner} has no option {leaf!r}",
+            suggest(leaf, _parameters(class_path)),
+            f"{where}.{leaf}",
         )
     if leaf in KINDS:
         return UnknownNameError(f"unknown option --{name}", f"List components with: recloom components {leaf}")
-    return UnknownNameError(f"{where + ': ' if where else ''}unknown option {name!r}", _nearest_option(name, options))
+    message = f"{where + ': ' if where else ''}unknown option {name!r}"
+    return UnknownNameError(message, _nearest_option(name, options), f"{where}.{name}" if where else name)
+
+
+@contextmanager
+def located(argv: Sequence[str]) -> Iterator[None]:
+    """Have an error about an option say which line of a config file in `argv` gives it, if one does."""
+    try:
+        yield
+    except OptionError as error:
+        if error.key and (place := _place(error.key, argv)):
+            raise type(error)(f"{place}: {error.message}", error.hint, error.key) from error
+        raise
+
+
+def _place(key: str, argv: Sequence[str]) -> str:
+    """Return file and line of a dotted key, or "" where the command line gives it, or several lines might."""
+    leaf = key.rpartition(".")[2]
+    if any(argument.partition("=")[0].rpartition(".")[2].lstrip("-") == leaf for argument in argv):
+        return ""
+    wanted = [part for part in key.split(".") if part != "init_args"]
+    lines = [(path, *found) for path in config_files(argv) for found in _lines(yaml.compose(path.read_text()))]
+    fitting = [f"{path}, line {line}" for path, parts, line in lines if parts == wanted]
+    fitting = fitting or [f"{path}, line {line}" for path, parts, line in lines if parts[-1:] == wanted[-1:]]
+    return fitting[-1] if len(set(fitting)) == 1 else ""
+
+
+def _lines(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], int]]:
+    """Yield the keys of a document, each as the names that lead to it without `init_args`, and their lines."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        parts = above if key.value == "init_args" else (*above, str(key.value))
+        if parts != above:
+            yield list(parts), key.start_mark.line + 1
+        yield from _lines(value, parts)
 
 
 def _nearest_option(name: str, options: Sequence[str]) -> str:

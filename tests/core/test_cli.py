@@ -187,6 +187,33 @@ def test_a_broken_config_file_is_named_with_its_line(tmp_path: Path, capsys: pyt
     assert "'DLRM'" in error
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (
+            "model:\n  class_path: DLRM\n  init_args:\n    embedding_dim: eight\n",
+            4,
+            "Expected an int. Got value: eight",
+        ),
+        ("model:\n  class_path: DLRM\n  init_args:\n\n    embeding_dim: 8\n", 5, "DLRM has no option 'embeding_dim'"),
+        ("model:\n  class_path: DLRM\n  init_args:\n    optimizer:\n      dense_lr: fast\n", 5, "Expected a float"),
+        ("trainer:\n  max_epoch: 3\nmodel: DLRM\n", 2, "unknown option 'trainer.max_epoch'"),
+    ],
+)
+def test_mistakes_in_files_are_told_with_the_line(text: str, line: int, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text + "data: SyntheticClicks\n")
+    for command in ("fit", "cost")[: 1 if "trainer" in text else 2]:
+        done = run_cli([command, "--config", str(file)])
+        assert done.code == 2
+        assert f"{file}, line {line}: " in done.err, done.err
+        assert said in done.err
+    if said.startswith("Expected"):  # what the command line gives is in no file
+        given = run_cli(["fit", "--config", str(file), "--model.embedding_dim=nine", "--model.optimizer.dense_lr=x"])
+        assert given.code == 2
+        assert ", line" not in given.err
+
+
 def test_labels_beyond_rates_and_losses_beyond_numbers_stop_a_run(root: Path, tmp_path: Path) -> None:
     for labels in ([0.0, 1.0, 4.0], [0.0, float("nan")], [-0.5]):
         rows, nothing = torch.tensor(labels), KeyedJaggedTensor([], torch.empty(0))

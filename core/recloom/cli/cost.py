@@ -89,7 +89,9 @@ def _parts(argv: list[str]) -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = parser.instantiate_classes(parser.parse_args(mention.long_names(argv)))
+            with problems.located(argv):
+                config = parser.parse_args(mention.long_names(argv))
+            found = parser.instantiate_classes(config)
             return found.model, found.get("hardware")
     except ValueError as error:
         if (cause := problems.user_error(error)) is not None:

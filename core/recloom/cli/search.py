@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
     quiet.hush()
     try:
         parser = make_parser()
-        config = parser.parse_args(argv)
+        with problems.located(argv):
+            config = parser.parse_args(argv)
         if config.seed_everything is not None:
             config.seed = config.seed_everything
         name = str(config.space.class_path).rpartition(".")[2].lower()

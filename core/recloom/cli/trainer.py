@@ -163,7 +163,8 @@ def run(command: str, argv: list[str]) -> int:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     quiet.hush()
     try:
-        RecloomCLI(command, argv, ckpt_path)
+        with problems.located(argv):
+            RecloomCLI(command, argv, ckpt_path)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer turns Ctrl-C into exit(1)
             raise KeyboardInterrupt from None
