@@ -182,6 +182,7 @@ def _write(path: Path, users: Rows, found: Found) -> None:
         "score": found.scores[there],
     }
     aside = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), aside)
     aside.replace(path)
 

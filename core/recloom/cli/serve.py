@@ -62,6 +62,7 @@ def _module(options: argparse.Namespace) -> RankingModule:
     from recloom.cli.export import source
     from recloom.loading import build_model, load_trained
     from recloom.model import RankingModule
+    from recloom.retrieval.module import RetrievalModule
 
     if options.untrained:
         if options.config is None:
@@ -72,6 +73,10 @@ def _module(options: argparse.Namespace) -> RankingModule:
         module = load_trained(*source(options))
     if not isinstance(module, RankingModule):
         raise RecloomError(f"{type(module).__name__} is no RankingModule", "Only those can serve.")
+    if isinstance(module, RetrievalModule):
+        raise RecloomError(
+            f"{type(module).__name__} finds items, and does not rank rows", "Build an index of it: recloom index build."
+        )
     if type(module).logits is not RankingModule.logits:
         raise RecloomError(
             f"{type(module).__name__} needs more of a batch than dense values, categorical ids and histories",
@@ -92,7 +97,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="a config file, instead of --run; needs --ckpt_path")
     parser.add_argument("--ckpt_path", metavar="PATH", help="a checkpoint; with --run also `last` or `best` (default)")
     parser.add_argument("--untrained", action="store_true", help="random weights, to measure speed; with --config")
-    parser.add_argument("--engine", default="eager", help="eager (default), bf16, int8, export, onnx, aot")
+    engines = ("eager", "bf16", "int8", "export", "onnx", "aot")
+    parser.add_argument("--engine", default="eager", choices=engines, help="what computes; default: eager")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=1, help="threads of the model")

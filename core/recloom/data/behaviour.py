@@ -7,7 +7,7 @@ from typing import Any
 from recloom.data.behaviourworld import BehaviourWorldConfig
 from recloom.data.module import BlockDataModule
 from recloom.data.plan import RankSplit
-from recloom.data.world import WorldBlocks
+from recloom.data.world import WorldBlocks, refuse
 from recloom.errors import RecloomError
 from recloom.features import FeatureSchema, SequenceFeature, SparseFeature
 
@@ -132,20 +132,24 @@ class SyntheticBehaviour(BlockDataModule):
     def _check(self) -> None:
         config = self.config
         faults = {
-            "rows": min(config.rows) < 0 or (config.shared_users and not config.rows[0]),
-            "max_length": config.max_length < 1,
-            "mean_length": config.mean_length <= 0,
-            "num_categories": config.num_categories < 1,
-            "num_items": not 0 < config.num_items < 1 << 23 or config.num_items % max(config.num_categories, 1) != 0,
-            "interests": config.interests < 1,
-            "jitter": not 0 <= config.jitter <= 0.25,
-            "noise": not 0 <= config.noise <= 1,
-            "switching": not 0 <= config.switching <= 1,
-            "periodicity": not 0 <= config.periodicity <= 1,
-            "quality": not 0 <= config.quality <= 1,
-            "base_ctr": not 0 < config.base_ctr < 1,
-            "signal": config.signal < 0,
+            "rows": (
+                min(config.rows) < 0 or (config.shared_users and not config.rows[0]),
+                "0 or more, and some to train on with shared_users",
+            ),
+            "max_length": (config.max_length < 1, "1 or more"),
+            "mean_length": (config.mean_length <= 0, "above 0"),
+            "num_categories": (config.num_categories < 1, "1 or more"),
+            "num_items": (
+                not 0 < config.num_items < 1 << 23 or config.num_items % max(config.num_categories, 1) != 0,
+                "a multiple of num_categories below 8,388,608",
+            ),
+            "interests": (config.interests < 1, "1 or more"),
+            "jitter": (not 0 <= config.jitter <= 0.25, "from 0 to 0.25"),
+            "noise": (not 0 <= config.noise <= 1, "from 0 to 1"),
+            "switching": (not 0 <= config.switching <= 1, "from 0 to 1"),
+            "periodicity": (not 0 <= config.periodicity <= 1, "from 0 to 1"),
+            "quality": (not 0 <= config.quality <= 1, "from 0 to 1"),
+            "base_ctr": (not 0 < config.base_ctr < 1, "between 0 and 1"),
+            "signal": (config.signal < 0, "0 or more"),
         }
-        for name, wrong in faults.items():
-            if wrong:
-                raise RecloomError(f"SyntheticBehaviour: {name} is out of its range", "See `recloom fit --help`.")
+        refuse("SyntheticBehaviour", faults)

@@ -12,7 +12,7 @@ from recloom.features import FeatureSchema, SequenceFeature, SparseFeature
 AGAIN = "Copy the shard again from where it came, or run `recloom prepare` again."
 
 
-def checked(table: pa.Table, schema: FeatureSchema, rows: int, where: str) -> pa.Table:
+def checked(table: pa.Table, schema: FeatureSchema, rows: int, where: str, hint: str = AGAIN) -> pa.Table:
     """Return the schema's columns of the first `rows` rows of `table`.
 
     Args:
@@ -20,26 +20,27 @@ def checked(table: pa.Table, schema: FeatureSchema, rows: int, where: str) -> pa
         schema: Its schema.
         rows: Rows that it must have at least.
         where: Its file and number, for messages.
+        hint: What to do about columns that are missing or wrong.
 
     Raises:
         DataError: It has too few rows, a column is missing or of another type or has empty values, an id lies outside
             its table, or the columns of a history do not fit together.
     """
     if table.num_rows < rows:
-        raise DataError(f"{where}: {table.num_rows} rows where the manifest has {rows}", AGAIN)
+        raise DataError(f"{where}: {table.num_rows} rows where the manifest has {rows}", hint)
     wanted = arrow_schema(schema)
     for field in wanted:
         if field.name not in table.column_names:
-            raise DataError(f"{where}: the schema's column {field.name!r} is missing", AGAIN)
+            raise DataError(f"{where}: the schema's column {field.name!r} is missing", hint)
         if table[field.name].type != field.type:
             found = table[field.name].type
-            raise DataError(f"{where}: column {field.name!r} is {found}, it should be {field.type}", AGAIN)
+            raise DataError(f"{where}: column {field.name!r} is {found}, it should be {field.type}", hint)
     table = table.select([*wanted.names, *weight_columns(schema, table.column_names)])
     if rows < table.num_rows:
         table = table.slice(0, rows)
     for name in table.column_names:
         if empty := sum(_nulls(chunk) for chunk in table[name].chunks):
-            raise DataError(f"{where}: column {name!r} has {empty} empty values", AGAIN)
+            raise DataError(f"{where}: column {name!r} has {empty} empty values", hint)
     for feature in schema.sparse:
         _check_ids(feature, feature.name, table[feature.name], where)
     for history in schema.sequences:

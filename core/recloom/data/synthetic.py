@@ -7,8 +7,8 @@ from typing import Any
 from recloom.data.clickworld import ClickWorldConfig
 from recloom.data.module import BlockDataModule
 from recloom.data.plan import RankSplit
-from recloom.data.world import WorldBlocks
-from recloom.errors import RecloomError, unknown
+from recloom.data.world import WorldBlocks, refuse
+from recloom.errors import unknown
 from recloom.features import DenseFeature, FeatureSchema, SparseFeature
 
 
@@ -121,18 +121,16 @@ class SyntheticClicks(BlockDataModule):
     def _check(self) -> None:
         config = self.config
         faults = {
-            "rows": min(config.rows) < 0,
-            "cardinalities": not config.cardinalities or min(config.cardinalities) < 1,
-            "multi_hot": min(config.mean_lengths, default=1) <= 0,
-            "num_dense": config.num_dense < 0,
-            "num_pairs": config.num_pairs < 0,
-            "pair_rank": config.rank < 1,
-            "interaction": not 0 <= config.interaction <= 1,
-            "cross": not 0 <= config.cross <= 1,
-            "drift": config.drift < 0,
-            "base_ctr": not 0 < config.base_ctr < 1,
-            "signal": config.signal < 0,
+            "rows": (min(config.rows) < 0, "0 or more"),
+            "cardinalities": (not config.cardinalities or min(config.cardinalities) < 1, "one or more, each 1 or more"),
+            "multi_hot": (min(config.mean_lengths, default=1) <= 0, "above 0"),
+            "num_dense": (config.num_dense < 0, "0 or more"),
+            "num_pairs": (config.num_pairs < 0, "0 or more"),
+            "pair_rank": (config.rank < 1, "1 or more"),
+            "interaction": (not 0 <= config.interaction <= 1, "from 0 to 1"),
+            "cross": (not 0 <= config.cross <= 1, "from 0 to 1"),
+            "drift": (config.drift < 0, "0 or more"),
+            "base_ctr": (not 0 < config.base_ctr < 1, "between 0 and 1"),
+            "signal": (config.signal < 0, "0 or more"),
         }
-        for name, wrong in faults.items():
-            if wrong:
-                raise RecloomError(f"SyntheticClicks: {name} is out of its range", "See `recloom fit --help`.")
+        refuse("SyntheticClicks", faults)

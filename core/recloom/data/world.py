@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from recloom.batch import Batch
 from recloom.data.loader import BlockSource
+from recloom.errors import RecloomError
 
 BLOCK_ROWS = 32_768
 SPLITS = ("train", "val", "test")
@@ -45,6 +46,18 @@ class WorldConfig(Protocol):
 
     def build(self) -> World:
         """Make the world."""
+
+
+def refuse(owner: str, faults: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise a RecloomError for the first option that is outside its range.
+
+    Args:
+        owner: The data set.
+        faults: By option: whether it is, and what the range is.
+    """
+    for name, (wrong, wanted) in faults.items():
+        if wrong:
+            raise RecloomError(f"{owner}: {name} is out of its range", f"It must be {wanted}.")
 
 
 @functools.lru_cache(maxsize=2)

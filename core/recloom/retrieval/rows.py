@@ -80,7 +80,9 @@ class Rows:
         if len(ids) and int(ids.min()) < 0:
             raise DataError(f"{path}: column 'id' has {int(ids.min())}", "Ids are not negative.")
         plain = _featureless(schema)
-        columns = checked(table, plain, table.num_rows, str(path))
+        wanted = ", ".join([*(f.name for f in plain.dense), *(f.name for f in plain.sparse)])
+        hint = f"It needs the features of this side, users or items, as they were prepared: {wanted}."
+        columns = checked(table, plain, table.num_rows, str(path), hint)
         arrays = {name: columns[name].combine_chunks() for name in columns.column_names}
         arrays = {n: a.chunk(0) if isinstance(a, pa.ChunkedArray) else a for n, a in arrays.items()}
         arrays[ID] = pa.array(ids.numpy().astype("float32"))
