@@ -224,3 +224,8 @@ def test_labels_beyond_rates_and_losses_beyond_numbers_stop_a_run(root: Path, tm
     lost = fit(root, tmp_path, "--model.optimizer.dense=SGD", "--model.optimizer.dense_lr=1e30")
     assert lost.code == 2
     assert "the loss is no longer finite at step 10" in lost.err
+    unknown = fit(root, tmp_path, "--checkpoint.monitor=val_auccc", "--trainer.num_sanity_val_steps=1")
+    assert unknown.code == 2
+    assert "no metric 'val_auccc' is logged" in unknown.err
+    assert "'val_auc'" in unknown.err
+    assert not list(tmp_path.rglob("last.ckpt")), "it was found before training"

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 
 from recloom.batch import Batch
 from recloom.data.loader import BatchLoader
-from recloom.errors import RecloomError
+from recloom.errors import RecloomError, suggest
 
 
 @dataclass
@@ -112,6 +112,14 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is due; RecloomError when there is no such metric, in the check before training if there is one."""
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            known = [name for name in metrics if name.startswith("val_")]
+            raise RecloomError(f"checkpoint.monitor: no metric {self.monitor!r} is logged", suggest(self.monitor, known))
+        super().on_validation_end(trainer, pl_module)
 
 
 def checkpoint_callbacks(config: CheckpointConfig, run_dir: Path) -> list[Callback]:
