@@ -1,4 +1,4 @@
-"""One optimizer over dense parameters and embedding rows, the learning-rate policy, clipping of dense gradients."""
+"""One optimizer over dense parameters and embedding rows, clipping of dense gradients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recloom import rowupdate
 from recloom.errors import RecloomError, unknown
+from recloom.learning_rate import lr_policy, scheduled
 from recloom.rowgrad import is_row_parameter, row_gradients, row_parameters
 
 __all__ = [
@@ -23,9 +24,8 @@ __all__ = [
     "clip_dense_norm",
     "is_row_parameter",
     "lr_policy",
+    "scheduled",
 ]
-
-LR_FLOOR = 1e-7
 
 
 @dataclass
@@ -120,6 +120,13 @@ class CompositeOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._share()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state; ValueError when it is that of another optimizer, whose groups would replace these."""
+        here, there = (" and ".join(map(_kind, groups)) for groups in (self.param_groups, state_dict["param_groups"]))
+        if here != there:
+            raise ValueError(f"loaded state dict is of {there}, this optimizer is {here}")
+        super().load_state_dict(state_dict)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all gradients, those of rows too."""
         for group in self.param_groups:
@@ -173,6 +180,14 @@ class CompositeOptimizer(torch.optim.Optimizer):
         return rowupdate.gather_over_ranks(gradients)
 
 
+def _kind(group: dict[str, Any]) -> str:
+    """Return what tells the optimizer of a group from others: the rule of rows, or the options that only some have."""
+    if "rows" in group:
+        return str(group["rows"])
+    telling = ("betas", "momentum", "lr_decay", "alpha", "rho", "etas", "lambd")
+    return f"one with {', '.join(name for name in telling if name in group) or 'a learning rate'}"
+
+
 def check_replicas(parameter: Tensor) -> None:
     """Raise RecloomError unless all ranks hold the same values (a thousand of them are compared)."""
     flat = parameter.detach().view(-1)
@@ -223,27 +238,6 @@ def build_optimizer(
     return optimizer, [lr_policy(config, group["lr"]) for group in optimizer.param_groups]
 
 
-def lr_policy(config: OptimizerConfig, lr: float) -> Callable[[int], float]:
-    """Return the factor on a learning rate `lr` as a function of the number of steps done; see OptimizerConfig."""
-    warmup, decay = config.warmup_steps, config.decay_steps
-    start = config.decay_start or warmup
-    if start < warmup:
-        raise RecloomError(
-            f"decay_start {start} is before the end of the warm-up, step {warmup}",
-            "Set decay_start to warmup_steps or more.",
-        )
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if not decay or step < start:
-            return 1.0
-        left = max(0, decay - (step - start)) / decay
-        return max(left**2, LR_FLOOR / lr if lr else 0.0)
-
-    return factor
-
-
 def clip_dense_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale the dense gradients so that their norm is at most `max_norm`; return the norm before.
 
@@ -251,11 +245,3 @@ def clip_dense_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     dense = [p for p in parameters if not is_row_parameter(p) and p.grad is not None and not p.grad.is_sparse]
     return nn.utils.clip_grad_norm_(dense, max_norm)
-
-
-def scheduled(optimizer: torch.optim.Optimizer, policy: list[Callable[[int], float]] | None) -> Any:
-    """Return what `LightningModule.configure_optimizers` is to return, for a policy of the learning rate or none."""
-    if policy is None:
-        return optimizer
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, policy)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -229,3 +229,13 @@ def test_labels_beyond_rates_and_losses_beyond_numbers_stop_a_run(root: Path, tm
     assert "no metric 'val_auccc' is logged" in unknown.err
     assert "'val_auc'" in unknown.err
     assert not list(tmp_path.rglob("last.ckpt")), "it was found before training"
+
+
+def test_a_run_goes_on_with_its_own_optimizer_alone(root: Path, tmp_path: Path) -> None:
+    short = ["--data.num_train=4096", "--data.num_val=512", "--run_dir=run"]
+    assert fit(root, tmp_path, *short).code == 0
+    for option in ("dense=SGD", "sparse=sgd"):
+        other = fit(root, tmp_path, *short, "--trainer.max_epochs=2", "--ckpt_path=last", f"--model.optimizer.{option}")
+        assert other.code == 2
+        assert "last.ckpt: its optimizer's state is of one with betas and rowwise_adagrad" in other.err
+    assert fit(root, tmp_path, *short, "--trainer.max_epochs=2", "--ckpt_path=last").code == 0

@@ -114,11 +114,11 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what is due; RecloomError when there is no such metric, in the check before training if there is one."""
-        metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
+        """Write what is due; refuse a metric that is not there, before training if `num_sanity_val_steps` is not 0."""
+        metrics, wanted = trainer.callback_metrics, str(self.monitor)
+        if wanted not in metrics:
             known = [name for name in metrics if name.startswith("val_")]
-            raise RecloomError(f"checkpoint.monitor: no metric {self.monitor!r} is logged", suggest(self.monitor, known))
+            raise RecloomError(f"checkpoint.monitor: no metric {wanted!r} is logged", suggest(wanted, known))
         super().on_validation_end(trainer, pl_module)
 
 
