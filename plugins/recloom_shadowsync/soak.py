@@ -149,12 +149,13 @@ def _rank(rank: int, schedule: Schedule, port: int, folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps([trainer.global_step, weights.double().sum().item()]))
 
 
-def run_schedule(schedule: Schedule, bound: float = 25.0) -> str:
+def run_schedule(schedule: Schedule, bound: float = 75.0) -> str:
     """Run one schedule; return what is wrong, or nothing.
 
     Args:
         schedule: The schedule.
-        bound: Seconds after which a process that is still there is in a deadlock.
+        bound: Seconds after which a process that is still there is in a deadlock. By default so many that a busy
+            machine, on which starting alone may take twenty, is not taken for one.
     """
     context = multiprocessing.get_context("forkserver")
     with socket.socket() as free:

@@ -102,6 +102,26 @@ def test_movielens_and_parquet(tmp_path: Path) -> None:
     assert load_stream(tmp_path / "other").features.tolist() == [[0.5], [1.5]]
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("5\t7", "x.inter, line 3: 2 columns where 4 are expected"),
+        ("5\t7\t3\t-5", "line 3, field timestamp: -5 is negative"),
+        ("5\t7\t3\tabc", "line 3, field timestamp: 'abc' is neither"),
+        ("5\t7\tbest\t20", "line 3, field rating: 'best' is not a number"),
+        ("\t7\t3\t20", "line 3, field user: is empty"),
+    ],
+)
+def test_bad_rows_of_movielens_are_named(row: str, said: str, tmp_path: Path) -> None:
+    text = f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t5\t4\t20\n{row}\n"
+    result, out = prepare(tmp_path, text, form="movielens_graph", name="x.inter")
+    assert result.code == 2
+    assert said in result.out + result.err
+    result, out = prepare(tmp_path, text, "--max-bad-rows", "1", form="movielens_graph", name="x.inter")
+    assert result.code == 0
+    assert len(load_stream(out)) == 1
+
+
 def test_a_folder_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     stream = PowerLawStream(events=100, sources=10, destinations=5).write(tmp_path / "s")
     assert torch.equal(stream.source, PowerLawStream(events=100, sources=10, destinations=5).build().source)
