@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -232,15 +232,11 @@ class RankingModule(LightningModule, ABC):
 
     def evaluated(self, stage: str) -> EvaluationMetrics:
         """Return the metrics of the evaluation under way ("val" or "test"), for models with their own steps of it."""
-        found = self.evaluation[stage]
-        assert isinstance(found, EvaluationMetrics)
-        return found
+        return cast(EvaluationMetrics, self.evaluation[stage])
 
     def _log_evaluation(self, stage: str) -> None:
-        values = self.evaluated(stage).finish()
-        shown = {"ne", "auc"}
-        for name, value in values.items():
-            self.log(f"{stage}_{name}", value.float(), prog_bar=name in shown, sync_dist=False)
+        for name, value in self.evaluated(stage).finish().items():
+            self.log(f"{stage}_{name}", value.float(), prog_bar=name in ("ne", "auc"), sync_dist=False)
 
     def _log_window(self) -> None:
         seconds = max(time.perf_counter() - self._window_start, 1e-9)

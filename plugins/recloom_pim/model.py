@@ -50,9 +50,11 @@ class OnCrossbars(RankingModule):
         super().__init__(schema, optimizer)
         factory: ModelFactory = model or catalog().models.load("DLRM")
         self.model = factory(schema)
-        if type(self.model).logits is not RankingModule.logits:
+        kind = type(self.model)
+        own = [name for name in ("logits", "objective") if getattr(kind, name) is not getattr(RankingModule, name)]
+        if own:
             raise RecloomError(
-                f"OnCrossbars: {type(self.model).__name__} takes more of a batch than its `forward` does",
+                f"OnCrossbars: {kind.__name__} has its own {' and '.join(own)}, which this would leave out",
                 "Train it as it is, with the callback recloom_pim.model.PIMNoise.",
             )
         self.uses_histories = self.model.uses_histories

@@ -149,6 +149,16 @@ def build(model="DLRM", device=PERFECT, crossbars=LOSSLESS, **init_args):
     return OnCrossbars(tiny_schema().to_dict(), lambda schema: inner, crossbars, device)
 
 
+def test_models_with_terms_of_their_own_are_refused():
+    class Penalised(catalog().models.load("DLRM")):
+        def objective(self, batch):
+            logits, loss = super().objective(batch)
+            return logits, loss + logits.square().mean()
+
+    with pytest.raises(RecloomError, match="Penalised has its own objective, which this would leave out"):
+        OnCrossbars(tiny_schema().to_dict(), Penalised)
+
+
 @pytest.mark.parametrize("name", ["DLRM", "NASRecNet", "GraphModel", "StackModel"])
 def test_any_ranking_model_runs_quantised_with_the_parameters_it_had(name):
     torch.manual_seed(0)

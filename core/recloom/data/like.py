@@ -12,6 +12,7 @@ from recloom.data.encode import Encoder
 from recloom.data.formats.base import RawFormat
 from recloom.data.hashing import hash_strings
 from recloom.data.manifest import SCHEMA, Manifest
+from recloom.data.prepare_options import PrepareOptions
 from recloom.data.vocabulary import Vocabulary
 from recloom.errors import DataError
 from recloom.features import FeatureSchema, SparseFeature
@@ -51,6 +52,19 @@ class Like:
             raise DataError(
                 f"{directory}: {', '.join(other)}: bags there and single values in this log, or the other way", hint
             )
+
+    @classmethod
+    def asked_for(cls, options: PrepareOptions, raw: RawFormat, output: Path) -> Like:
+        """Return that of `options.like`; DataError for other options that would make ids or transforms of their own."""
+        assert options.like is not None
+        if options.hash_size or options.max_vocabulary or options.min_count > 1 or options.dense_transform:
+            raise DataError(
+                "--like takes ids and transforms from its data set",
+                "Leave out --hash-size, --max-vocabulary, --min-count and --dense-transform.",
+            )
+        if options.like.resolve() == output.resolve():
+            raise DataError(f"{output}: --like is the directory that is written", "Choose another --output.")
+        return cls(options.like, raw)
 
     def copy(self, output: Path) -> None:
         """Copy the vocabularies to the data set that is written in `output`."""

@@ -101,7 +101,11 @@ class Run:
     def run(self) -> PrepareReport:
         """Do it."""
         start = time.perf_counter()
-        self.like = self._like()
+        self.like = None
+        if self.options.like is not None:
+            if type(self) is not Run:
+                raise DataError(f"--like is not for the format {self.raw.name!r}", "It is for logs of rows.")
+            self.like = Like.asked_for(self.options, self.raw, self.output)
         for path in self.inputs:
             if not path.is_file():
                 raise DataError(f"{path}: there is no such file", "Give the raw log's files with --input.")
@@ -147,22 +151,6 @@ class Run:
                     report.count(SPLITS[index], part, schema)
                     writer.add(SPLITS[index], part)
         self._finish(writer, schema)
-
-    def _like(self) -> Like | None:
-        """Return the data set whose ids are taken over; DataError for options that would make others."""
-        options = self.options
-        if options.like is None:
-            return None
-        if type(self) is not Run:
-            raise DataError(f"--like is not for the format {self.raw.name!r}", "It is for logs of rows.")
-        if options.hash_size or options.max_vocabulary or options.min_count > 1 or options.dense_transform:
-            raise DataError(
-                "--like takes ids and transforms from its data set",
-                "Leave out --hash-size, --max-vocabulary, --min-count and --dense-transform.",
-            )
-        if options.like.resolve() == self.output.resolve():
-            raise DataError(f"{self.output}: --like is the directory that is written", "Choose another --output.")
-        return Like(options.like, self.raw)
 
     def _prepared(self) -> tuple[Encoder, Assigner, dict[str, str]]:
         """Return, from a first pass: the encoder, the split's bounds, the vocabularies' files by feature."""
