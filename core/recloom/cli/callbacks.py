@@ -116,8 +116,8 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is due; refuse a metric that is not there, before training if `num_sanity_val_steps` is not 0."""
         metrics, wanted = trainer.callback_metrics, str(self.monitor)
-        if wanted not in metrics:
-            known = [name for name in metrics if name.startswith("val_")]
+        known = [name for name in metrics if name.startswith("val_")]
+        if wanted not in metrics and known:  # a check before training may have logged nothing at all
             raise RecloomError(f"checkpoint.monitor: no metric {wanted!r} is logged", suggest(wanted, known))
         super().on_validation_end(trainer, pl_module)
 
