@@ -67,10 +67,7 @@ def test_partitions(stream: EventStream, cut: list[bool], budget: int, renamed: 
     named = torch.cat([torch.empty_like(mask[:6]).scatter(0, torch.tensor(renamed), mask[:6]), mask[6:]])
     assert partition.event_levels(other, named).tolist() == levels, "names of nodes do not matter"
     for method in partition.METHODS:
-        for segments in (
-            1,
-            3,
-        ):  # with three, paths wait for the states of decoupled nodes
+        for segments in (1, 3):  # with three, paths wait for the states of decoupled nodes
             if partition.waiting_steps(stream, torch.ones(11, dtype=torch.bool), segments) <= budget:
                 chosen = partition.within_budget(stream, budget, method, segments)
                 assert partition.waiting_steps(stream, chosen, segments) <= budget

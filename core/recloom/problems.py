@@ -128,7 +128,7 @@ def _unknown_option(name: str, class_path: str, where: str, options: Sequence[st
         return UnknownNameError(
             f"{where + ': ' if where else ''}{owner} has no option {leaf!r}",
             suggest(leaf, _parameters(class_path)),
-            f"{where}.{leaf}",
+            f"{where}.{leaf}" if where else leaf,
         )
     if leaf in KINDS:
         return UnknownNameError(f"unknown option --{name}", f"List components with: recloom components {leaf}")

@@ -224,11 +224,17 @@ def test_labels_beyond_rates_and_losses_beyond_numbers_stop_a_run(root: Path, tm
     lost = fit(root, tmp_path, "--model.optimizer.dense=SGD", "--model.optimizer.dense_lr=1e30")
     assert lost.code == 2
     assert "the loss is no longer finite at step 10" in lost.err
+
+
+def test_a_monitor_that_nothing_logs_is_refused_before_training(root: Path, tmp_path: Path) -> None:
     unknown = fit(root, tmp_path, "--checkpoint.monitor=val_auccc", "--trainer.num_sanity_val_steps=1")
     assert unknown.code == 2
     assert "no metric 'val_auccc' is logged" in unknown.err
     assert "'val_auc'" in unknown.err
     assert not list(tmp_path.rglob("last.ckpt")), "it was found before training"
+    short = ["--data.num_train=4096", "--data.num_val=512", "--trainer.num_sanity_val_steps=1", "--run_dir=by_training"]
+    assert fit(root, tmp_path, *short, "--checkpoint.monitor=train_ne").code == 0, "which no check can have logged"
+    assert (tmp_path / "by_training/checkpoints/best.ckpt").exists()
 
 
 def test_a_run_goes_on_with_its_own_optimizer_alone(root: Path, tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Write what is due; refuse a metric that is not there, before training if `num_sanity_val_steps` is not 0."""
         metrics, wanted = trainer.callback_metrics, str(self.monitor)
         known = [name for name in metrics if name.startswith("val_")]
-        if wanted not in metrics and known:  # a check before training may have logged nothing at all
+        early = trainer.sanity_checking and not wanted.startswith("val_")  # what training logs comes later
+        if wanted not in metrics and known and not early:
             raise RecloomError(f"checkpoint.monitor: no metric {wanted!r} is logged", suggest(wanted, known))
         super().on_validation_end(trainer, pl_module)
 

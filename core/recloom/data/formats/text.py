@@ -130,11 +130,8 @@ class TextFormat(RawFormat):
                     line, header = (2, header) if header else (1, [column.name for column in self.fields])
                 end = len(data) if last else whole_rows(data, self.quote)
                 if end == 0 and len(data) > 8 * block_bytes:
-                    what, hint = (
-                        f"no line end in {len(data):,} bytes",
-                        "Is it a text file? Leave the line out, or cut it.",
-                    )
-                    raise DataError(f"{path}, line {line}: {what}", hint)
+                    what = f"{path}, line {line}: no line end in {len(data):,} bytes"
+                    raise DataError(what, "Is it a text file? Leave the line out, or cut it.")
                 rest = bytes(data[end:])
                 del data[end:]
                 if data:
@@ -186,9 +183,10 @@ class TextFormat(RawFormat):
             array = block.columns[column.name]
             block.reject(array.is_null(), column.name, "is empty")
             values = array.fill_null(0).to_numpy(zero_copy_only=False)
-            if column.role == "label" and self.labels == "binary":
+            allowed = self.labels if column.role == "label" else ""
+            if allowed == "binary":
                 block.reject((values != 0) & (values != 1), column.name, "is neither 0 nor 1", array)
-            elif column.role == "label" and self.labels == "rate":
+            elif allowed == "rate":
                 block.reject((values < 0) | (values > 1), column.name, self.not_a_rate, array)
             if column.role == "weight":
                 block.reject(values < 0, column.name, "is negative", array)
